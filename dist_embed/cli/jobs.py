@@ -13,6 +13,7 @@ from dist_embed.config.load import load_config
 from dist_embed.config.schema import Config
 from dist_embed.errors import UserError
 from dist_embed.jobs.settings import TARGETS
+from dist_embed.parallel.stop import ending_signal
 from dist_embed.storage import uri as storage
 from dist_embed.streams import say, write_out
 
@@ -38,6 +39,10 @@ def add_commands(commands: Any) -> None:
     submit.add_argument(
         "--with-package", action="store_true",
         help="Ray: with the folder's dist_embed/, which then comes before the nodes' own",
+    )  # fmt: skip
+    submit.add_argument(
+        "--address", metavar="URL",
+        help="Ray: its job server; instead of cluster.submit.ray.address, RAY_API_SERVER_ADDRESS",
     )  # fmt: skip
     _add_insecure(submit)
     submit.set_defaults(call=_submit)
@@ -79,8 +84,8 @@ def _submit(arguments: argparse.Namespace) -> None:
     target = arguments.to or config.cluster.submit.to
     if target is None:
         raise UserError(f"where to? set cluster.submit.to, or give --to: {', '.join(TARGETS)}")
-    if target != "ray" and (arguments.working_dir or arguments.with_package):
-        raise UserError("--working-dir and --with-package are for --to ray")
+    if target != "ray" and (arguments.working_dir or arguments.with_package or arguments.address):
+        raise UserError("--working-dir, --with-package and --address are for --to ray")
     send = {
         "ray": _submit_to_ray, "slurm": _submit_to_slurm, "kubernetes": _submit_to_kubernetes,
     }[target]  # fmt: skip
@@ -113,7 +118,7 @@ def _submit_to_ray(config: Config, arguments: argparse.Namespace) -> None:
             sent["runtime_env"]["working_dir"] = arguments.working_dir
         write_out(as_yaml(sent).encode())
         return
-    server = _ray(config.cluster.submit.ray.address, arguments)
+    server = _ray(arguments.address or config.cluster.submit.ray.address, arguments)
     # Also of a server on this machine: a tunnel to another looks the same.
     if keys := local_paths(config):
         say(f"dist-embed: {', '.join(keys)}: taken as paths that all nodes of the cluster share")
@@ -265,7 +270,11 @@ def _follow(cluster: Cluster, name: str) -> None:
     """Show what a job says; end with its exit code where that is not 0."""
     from dist_embed.jobs.job import follow
 
-    job = follow(cluster, name, write_out)  # a letter may come in two parts
+    try:
+        job = follow(cluster, name, write_out)  # a letter may come in two parts
+    finally:
+        if ending_signal() is not None:
+            say(f"dist-embed: job {name} goes on: dist-embed logs --follow {name}, or stop {name}")
     if job.exit_code:
         why = f": {job.reason}" if job.reason else ""
         say(f"dist-embed: job {job.name}: {job.state.lower()}{why}")

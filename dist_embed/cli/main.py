@@ -126,8 +126,8 @@ def _command(argv: list[str] | None) -> int:
         if number is None:
             return _code_of(exc)
         say_error(
-            f"dist-embed: ended by {signal.Signals(number).name}; a run goes on from its newest "
-            "checkpoint"
+            f"dist-embed: ended by {signal.Signals(number).name}; a run of this command goes on "
+            "from its newest checkpoint"
         )
         return 128 + number
     return 0

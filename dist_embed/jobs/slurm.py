@@ -42,6 +42,14 @@ _BEGUN = {"RUNNING", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED
 _NOT_BEGUN = "00:00:00"
 _LIVING = {*_WAITING, *_BEGUN, "COMPLETING"}
 
+# Another environment that is on the PATH, as sbatch hands on the sender's, would be used unnoticed.
+_SETUP = """{lines}
+code=$?
+if [ $code != 0 ]; then
+    echo "cluster.submit.slurm.setup: its last line has ended with code $code" >&2
+    exit 2
+fi
+"""
 _BODY = r"""
 asks=0
 asked_at=0
@@ -192,7 +200,7 @@ def script(config: Config) -> str:
         end=_END_OF_CONFIG, yaml=yaml, per_node=per_node, margin=margin,
         least=2 * margin, preparations=MOST_PREPARATIONS,
         cpus=slurm.cpus_per_worker, node_cpus=slurm.cpus_per_worker * per_node,
-        setup=f"{slurm.setup.strip()}\n" if slurm.setup.strip() else "",
+        setup=_SETUP.format(lines=slurm.setup.strip()) if slurm.setup.strip() else "",
     )  # fmt: skip
     return "#!/bin/bash\n" + "\n".join(lines) + "\n" + body
 

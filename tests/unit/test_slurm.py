@@ -90,6 +90,14 @@ def test_lines_of_set_up_come_before_the_command_is_looked_for() -> None:
     assert text.index("\nset -u\n") < text.index("command -v dist-embed")
 
 
+def test_a_set_up_that_fails_ends_the_job() -> None:
+    text = script(config_of(slurm={"setup": "true\nsource /nowhere/bin/activate"}))
+    head = text[: text.index("set -u")] + "echo went on\n"
+    done = subprocess.run(["bash"], input=head, text=True, capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "cluster.submit.slurm.setup: its last line has ended with code 1" in done.stderr
+
+
 @pytest.mark.parametrize("uri", ['/runs/it\'s $HOME `id` "x" \\', "/runs/größer 大", "s3://b/r"])
 def test_whatever_a_run_is_called_the_script_is_shell_and_holds_it(
     uri: str, tmp_path: Path
