@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec.registry import _registry
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -139,6 +140,8 @@ def test_a_store_names_the_extra_of_its_client(
     url: str, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without(monkeypatch, package)
+    # Which knows the client where another test of this process has used it.
+    monkeypatch.delitem(_registry, url.partition("://")[0], raising=False)
     with pytest.raises(StorageError) as caught:
         filesystem(url)
     assert str(caught.value).startswith(f"cannot open '{url}': {package} is not installed: ")
