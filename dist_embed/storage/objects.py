@@ -125,13 +125,13 @@ class ObjectStore:
         path = self._path("trial")
 
         def once() -> bool:
-            # It is there where a reply was lost, and where it could not be removed.
-            with suppress(FileExistsError):
-                self._pipe(path, b"1", mode="create")
-            try:
-                self._pipe(path, b"2", mode="create")
-            except FileExistsError:
-                return not is_in_place(self._fs)  # that was only looked at before
+            # The first may be there: a reply was lost, or it could not be removed. Another run that
+            # tries the store at this moment may remove it between two.
+            for content in (b"1", b"2", b"3"):
+                try:
+                    self._pipe(path, content, mode="create")
+                except FileExistsError:
+                    return not is_in_place(self._fs)  # that was only looked at before
             return False
 
         self._ignores_conditions = not self._retried("write a trial", once)

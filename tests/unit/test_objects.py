@@ -921,6 +921,20 @@ def test_a_trial_that_may_not_be_removed_answers_again(
     assert removals.count == 3
 
 
+def test_a_trial_that_another_run_takes_away_tells_nothing_wrong(
+    remote: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = Calls(monkeypatch, "pipe_file")
+
+    def then_gone(whole: Callable[..., None], path: str, data: bytes, **how: Any) -> None:
+        whole(path, data, **how)
+        if data == b"1":  # the other run is done with its own trial now
+            remote._fs.rm_file(path)
+
+    calls.instead = then_gone
+    assert remote.keeps_conditions()
+
+
 def test_a_store_that_is_away_is_no_empty_one(
     remote: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
