@@ -54,12 +54,12 @@ def filesystem(uri: str, *, retries: bool = True) -> tuple[fsspec.AbstractFileSy
         fs, path = url_to_fs(uri, **{key: given for key, given in options.items() if given})
         if client == "sftp":
             _bound_sftp(fs)
-    except FileNotFoundError:  # of an archive
-        raise
     except (ImportError, ValueError, TypeError) as exc:  # or what fsspec is told of it is wrong
         raise StorageError(f"cannot open {uri!r}: {missing_package(exc) or exc}") from exc
     except Exception as exc:  # as of ssh, which connects here
         if not comes_from_the_store(exc):
+            raise
+        if isinstance(exc, FileNotFoundError) and client != "sftp":  # of an archive
             raise
         # A key's file that is not there is refused as a wrong one is.
         final = is_refusal(exc) or isinstance(exc, ANSWERS)

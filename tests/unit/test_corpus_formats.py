@@ -224,6 +224,13 @@ def test_a_stray_quote_sign_takes_no_row_but_its_own(put: Put, stray: str, later
     assert f"{path}, line 102: " in first
 
 
+def test_quote_signs_that_never_end_do_not_read_a_file_for_ever(put: Put) -> None:
+    # Each line's last cell begins, for who reads on from there, another one without an end.
+    path = put("x.csv", "source,target\n" + 'a",",c\n' * 3000)
+    message = refused(path, skip_wrong=True, max_line_bytes=1000)
+    assert "too many quote signs until here have no end; set quoting to" in message
+
+
 def test_a_long_cell_of_csv_is_read(put: Put) -> None:
     assert pairs(put("x.csv", f"source,target\n{'x' * 300_000},t\n")) == [("x" * 300_000, "t")]
 

@@ -741,6 +741,19 @@ def test_lines_of_a_far_file_do_not_cost_a_block_each(
         assert list(file) == lines
 
 
+def test_a_key_that_is_not_there_is_no_missing_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which would be told as that there is no run, or no data."""
+
+    def without_key(uri: str, **options: Any) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "/nowhere/key")
+
+    monkeypatch.setattr(clients, "url_to_fs", without_key)
+    with pytest.raises(StorageError, match=r"cannot open 'sftp://h/x': .*/nowhere/key"):
+        storage.filesystem("sftp://h/x")
+    with pytest.raises(FileNotFoundError):
+        storage.filesystem("zip://x::gone.zip")
+
+
 def test_a_file_in_an_archive_of_s3_is_opened_with_its_settings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

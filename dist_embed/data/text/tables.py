@@ -23,6 +23,8 @@ from dist_embed.data.text.rows import (
 Cells = list[str] | WrongRow
 # Rows of blank lines, as each way to split them has them.
 _BLANK: tuple[list[str], ...] = ([], [""])
+# How often a file is read at most, for its quote signs without an end.
+_ANEW = 16
 _CHOOSE = (
     "set quoting to csv where cells are quoted as csv.writer and pandas do it, or to none where "
     "quote signs are text"
@@ -105,13 +107,22 @@ def _quoted(
     row: list[str | WrongRow] = []
     again: deque[str | WrongRow] = deque()
     size = 0
+    fresh = anew = 0  # characters that have been read once, and again
 
     def fed() -> Iterator[str]:
-        nonlocal size
-        while (line := again.popleft() if again else next(lines, None)) is not None:
+        nonlocal size, fresh, anew
+        while True:
+            is_anew = bool(again)
+            if (line := again.popleft() if again else next(lines, None)) is None:
+                return
             row.append(line)
             text = line if isinstance(line, str) else ""
             size += len(text)
+            fresh, anew = fresh + len(text) * (not is_anew), anew + len(text) * is_anew
+            if anew > _ANEW * (fresh + limit):
+                raise CorpusError(
+                    f"{name}, line {first}: too many quote signs until here have no end; {_CHOOSE}"
+                )
             if size > limit:
                 raise csv.Error(
                     f"the row that begins here is {too_long(limit)}; does a quote sign have no end?"
