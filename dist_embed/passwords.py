@@ -6,12 +6,14 @@ import re
 
 # Behind one slash too: a path has no two. Whatever an @ ends before the first slash is a password;
 # else, for it may hold slashes and blanks itself, what begins as no port does. Of several @ the
-# last counts: rather a part of a path is hidden than one of a password shown.
+# last counts: rather a part of a path is hidden than one of a password shown. What is repeated has
+# a bound, for a text may be long and have many such beginnings.
 _PASSWORD = re.compile(
     r"""
-    (?<=:/)(/?(?!arn:)[^/:\s\[]*)  # a user; no name of Amazon's, and no address of IPv6
-    :(?:(?=[^/\s]*@) | (?!:|\d*(?:[/?#\s]|$)|\d+['",:;.)\]}]))  # not the :: of a chain
-    (?:\S*@ | (?:(?!://)[^@\n])*@(?:\S*@)?)
+    (?<=:/)(?<!github:/)(?<!\bgit:/)  # of fsspec's two a revision stands before the @
+    (/?(?!arn:)[^/:\s\[?#]{0,2000})  # a user; no name of Amazon's, no address of IPv6, no query
+    :(?:(?=[^/\s]{0,2000}@) | (?!:|\d*(?:[/?#\s]|$)|\d+['",:;.)\]}]))  # not the :: of a chain
+    (?:(?:(?!::\w+://)\S){0,2000}@ | (?:(?!://)[^@\n]){0,2000}@(?:\S{0,2000}@)?)
     """,
     re.VERBOSE,
 )

@@ -106,7 +106,7 @@ def _trained(
                 check_vectors(config)
             data = ensure_data(
                 config, lambda text: show({"kind": "line", "text": text}),
-                executor_at=executor_of(config, launcher), watch=watched_by(show),
+                executor_at=executor_of(config, launcher, trains=True), watch=watched_by(show),
             )  # fmt: skip
             vocabulary_size, word_tables = data.vocabulary_size, data.word_tables
             sentences = data.splits["train"].sentences

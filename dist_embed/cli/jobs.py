@@ -18,7 +18,7 @@ from dist_embed.storage import uri as storage
 from dist_embed.streams import say, write_out
 
 if TYPE_CHECKING:
-    from dist_embed.jobs.job import Cluster
+    from dist_embed.jobs.job import Cluster, Job
     from dist_embed.jobs.ray_server import RayServer
 
 _ASKED = ("ray", "slurm")  # targets that know of their jobs
@@ -184,21 +184,31 @@ def _jobs(arguments: argparse.Namespace) -> None:
     rows = [
         [job.name, job.state.lower(), job.running_for, job.reason, job.run_uri] for job in found
     ]
-    print_table(["job", "state", "running for", "waits for", "run"], rows)
+    print_table(["job", "state", "running for", "why", "run"], rows)
 
 
 def _status(arguments: argparse.Namespace) -> None:
+    from dist_embed.run.logs import is_run
     from dist_embed.run.metrics import read_metrics
 
+    if is_run(arguments.job):
+        raise UserError(
+            f"status: {arguments.job!r} is not allowed: a run, and not a job; `dist-embed history` "
+            "and `dist-embed report` show how a run stands"
+        )
     job = _cluster_of(arguments).job(arguments.job)
-    waits = f", {'because' if job.is_over else 'waits'}: {job.reason}" if job.reason else ""
-    ended = f", exit code {job.exit_code}" if job.is_over else ""
-    print(f"job {job.name}: {job.state.lower()}, running for {job.running_for}{waits}{ended}")
+    print(_stands(job))
     print(f"run: {job.run_uri}")
     print(f"output: {job.output}")
     lines = [line for line in read_metrics(job.run_uri) if line.get("loss") is not None]
     if lines:
         print(f"newest line: step {lines[-1]['step']}, loss {lines[-1]['loss']:.4f}")
+
+
+def _stands(job: Job) -> str:
+    waits = f", {'because' if job.is_over else 'waits'}: {job.reason}" if job.reason else ""
+    ended = f", exit code {job.exit_code}" if job.is_over else ""
+    return f"job {job.name}: {job.state.lower()}, running for {job.running_for}{waits}{ended}"
 
 
 def _logs(arguments: argparse.Namespace) -> None:
@@ -271,7 +281,8 @@ def _follow(cluster: Cluster, name: str) -> None:
     from dist_embed.jobs.job import follow
 
     try:
-        job = follow(cluster, name, write_out)  # a letter may come in two parts
+        # In bytes: a letter may come in two parts.
+        job = follow(cluster, name, write_out, lambda job: say(f"dist-embed: {_stands(job)}"))
     finally:
         if ending_signal() is not None:
             say(f"dist-embed: job {name} goes on: dist-embed logs --follow {name}, or stop {name}")

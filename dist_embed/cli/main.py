@@ -127,7 +127,7 @@ def _command(argv: list[str] | None) -> int:
             return _code_of(exc)
         say_error(
             f"dist-embed: ended by {signal.Signals(number).name}; a run of this command goes on "
-            "from its newest checkpoint"
+            "from what it has saved"
         )
         return 128 + number
     return 0

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from ray._private import state
@@ -51,6 +51,25 @@ def takes_gpus(device: DeviceChoice, say: Callable[[str], None]) -> bool:
     return has_some
 
 
+def kind_of_slots(
+    min_workers: int, device: DeviceChoice, say: Callable[[str], None]
+) -> Literal["GPU", "CPU"]:
+    """What a worker on ``device`` takes one of; see `takes_gpus`.
+
+    Raises UserError where the cluster has fewer than ``min_workers``, whoever uses it at the
+    moment, and nothing is known that would give it more.
+    """
+    kind: Literal["GPU", "CPU"] = "GPU" if takes_gpus(device, say) else "CPU"
+    there = int(ray.cluster_resources().get(kind, 0))
+    if there < min_workers and not _may_get_nodes():
+        instead = "; cluster.device=cpu trains on CPUs" if kind == "GPU" else ""
+        raise UserError(
+            f"cluster.num_workers={min_workers} needs {min_workers} {kind}s (one per "
+            f"worker); the Ray cluster has {there}{instead}"
+        )
+    return kind
+
+
 class Room:
     """Slots for ``min_workers`` to ``max_workers`` workers.
 
@@ -60,7 +79,7 @@ class Room:
         kind: of the slots, CPU or GPU, once it is chosen.
     """
 
-    kind: str
+    kind: Literal["GPU", "CPU"]
 
     def __init__(
         self,
@@ -74,19 +93,8 @@ class Room:
         self.timeout_seconds, self._replace = timeout_seconds, replace_seconds
 
     def choose(self, device: DeviceChoice, say: Callable[[str], None]) -> None:
-        """Choose the kind of slot, see `takes_gpus`.
-
-        Raises UserError where the cluster has too few, whoever uses it at the moment, and nothing
-        is known that would give it more.
-        """
-        self.kind = "GPU" if takes_gpus(device, say) else "CPU"
-        there = int(ray.cluster_resources().get(self.kind, 0))
-        if there < self._min and not _may_get_nodes():
-            instead = "; cluster.device=cpu trains on CPUs" if self.kind == "GPU" else ""
-            raise UserError(
-                f"cluster.num_workers={self._min} needs {self._min} {self.kind}s (one per "
-                f"worker); the Ray cluster has {there}{instead}"
-            )
+        """Choose the kind of slot, see `kind_of_slots`."""
+        self.kind = kind_of_slots(self._min, device, say)
 
     def leaving(self) -> set[str]:
         """Nodes that are about to be taken away; through Ray's client (ray://) one cannot see."""

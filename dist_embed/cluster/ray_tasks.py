@@ -29,6 +29,7 @@ from dist_embed.storage import uri as storage
 
 if TYPE_CHECKING:
     from dist_embed.cluster.ray_node import Node
+    from dist_embed.parallel.settings import DeviceChoice
 
 Result = TypeVar("Result")
 
@@ -45,7 +46,12 @@ LOOK_SECONDS = 1.0
 
 @contextmanager
 def ray_tasks(
-    folder_uri: str, *, address: str, num_tasks: int, timeout_seconds: float
+    folder_uri: str,
+    *,
+    address: str,
+    num_tasks: int,
+    timeout_seconds: float,
+    slots: tuple[int, DeviceChoice] | None = None,
 ) -> Iterator[RayTasks]:
     """An executor on the Ray at an address, for what is prepared into a folder.
 
@@ -54,17 +60,22 @@ def ray_tasks(
         address: of the cluster.
         num_tasks: that run at once; 0: one for each CPU slot of the cluster.
         timeout_seconds: in which some task that is under way ends.
+        slots: how many the cluster must have, and on which device, for what comes afterwards.
 
     Raises:
-        UserError: nothing answers at the address; on use, a node does not see the folder.
+        UserError: nothing answers at the address; too few slots; on use, a node does not see the
+            folder.
         RunFailed: on use, a task was lost too often, or none ended in time; NodeLost: the node of
             this process has ended.
     """
     # Imports PyTorch, which tasks, in whose processes this module is imported too, do not need.
+    from dist_embed.cluster.ray_room import kind_of_slots
     from dist_embed.cluster.ray_train import connected
 
     scratch_uri = storage.join(folder_uri, "scratch")
     with connected(address, 1) as node:
+        if slots is not None:
+            _aside(lambda: kind_of_slots(*slots, lambda text: None), node, timeout_seconds)
         storage.write_text(storage.join(scratch_uri, _MARK), "seen by all nodes\n")
         try:
             yield RayTasks(scratch_uri, node, num_tasks, timeout_seconds)
@@ -148,11 +159,7 @@ class TaskPool:
         return int(self._aside(ray.cluster_resources).get("CPU", 0))
 
     def _aside(self, do: Callable[[], Result]) -> Result:
-        """What ``do`` returns, which asks Ray's head."""
-        with Aside(
-            lambda rest: do(), self._node, lambda text: None, self._timeout_seconds
-        ) as asking:
-            return asking.result(self._node.check)
+        return _aside(do, self._node, self._timeout_seconds)
 
     def _result(self, task: Any) -> Any:
         since, before = time.monotonic(), 0
@@ -205,6 +212,12 @@ class _Setup:
 
     def __init__(self, name: str, scratch_uri: str, shared: list[Any]) -> None:
         self.name, self.scratch_uri, self.shared = name, scratch_uri, shared
+
+
+def _aside(do: Callable[[], Result], node: Node, timeout_seconds: float) -> Result:
+    """What ``do`` returns, which asks Ray's head."""
+    with Aside(lambda rest: do(), node, lambda text: None, timeout_seconds) as asking:
+        return asking.result(node.check)
 
 
 _MARK = "mark"

@@ -64,16 +64,23 @@ def check_is_free(run_uri: str, jobs: Iterable[Job]) -> None:
         if job.run_uri == run_uri and not job.is_over:
             raise UserError(
                 f"run.uri: {run_uri!r} is the run of job {job.name}, which has not ended "
-                f"({job.state.lower()}): `dist-embed stop {job.name}`, or another run.uri"
+                f"({job.state.lower()}): `dist-embed stop {job.name}` asks it to, `dist-embed logs "
+                f"--follow {job.name}` waits for its end; or another run.uri"
             )
 
 
-def follow(cluster: Cluster, name: str, say: Callable[[bytes], None]) -> Job:
+def follow(
+    cluster: Cluster, name: str, say: Callable[[bytes], None], say_wait: Callable[[Job], None]
+) -> Job:
     """Give ``say`` what the job writes, from its beginning on, until it has ended; if that is
-    nowhere then, why.
+    nowhere then, why. ``say_wait`` gets the job while it waits, whenever the reason is another.
     """
-    found, place, heard = cluster.job(name), 0, time.monotonic()
+    found, place, heard, waited_for = cluster.job(name), 0, time.monotonic(), ""
     while True:
+        if found.reason != waited_for and not found.is_over:
+            waited_for = found.reason
+            if waited_for:
+                say_wait(found)
         try:
             asked = time.monotonic()
             try:

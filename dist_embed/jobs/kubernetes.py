@@ -352,9 +352,10 @@ def _submitter(settings: KubernetesSection, labels: dict[str, str]) -> Object:
 
 
 def _pod(settings: KubernetesSection, container: Object) -> Object:
-    account = settings.service_account
+    account, pull_secret = settings.service_account, settings.image_pull_secret
     return {
         **({"serviceAccountName": account} if account else {}),
+        **({"imagePullSecrets": [{"name": pull_secret}]} if pull_secret else {}),
         "automountServiceAccountToken": False,
         "securityContext": {
             "runAsNonRoot": True,

@@ -118,6 +118,11 @@ class KubernetesSection(Section):
     service_account: Annotated[_Name | None, EXPERT] = Field(
         None, description="Of all pods; where it stands for access to a store."
     )
+    image_pull_secret: Annotated[_Name | None, EXPERT] = Field(
+        None,
+        description="Name of the Secret with which nodes fetch `image` from a registry that asks "
+        "who they are (`kubectl create secret docker-registry`).",
+    )
     volume_claim: Annotated[_Name | None, EXPERT] = Field(
         None,
         description="Name of a PersistentVolumeClaim that many pods may write to: then paths below "

@@ -316,7 +316,12 @@ def _slurm(command: str, *arguments: str, text: str | None = None) -> str:
     except subprocess.TimeoutExpired:
         raise UserError(f"{command} has not answered within {COMMAND_SECONDS:.0f} s") from None
     if done.returncode != 0:
-        errors = [line.partition("error: ")[2] for line in done.stderr.splitlines()]
-        said = "; ".join(filter(None, errors)) or done.stderr.strip()
+        # What it ended for, where it says so: the errors before are tries of its own.
+        said = _behind("fatal: ", done.stderr) or _behind("error: ", done.stderr)
+        said = said or done.stderr.strip()
         raise UserError(f"{command}: {said or f'exit code {done.returncode}'}")
     return done.stdout
+
+
+def _behind(mark: str, text: str) -> str:
+    return "; ".join(filter(None, (line.partition(mark)[2] for line in text.splitlines())))

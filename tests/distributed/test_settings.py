@@ -192,7 +192,7 @@ ELSEWHERE: dict[str, list[tuple[str, list[str]]]] = {
         ("cluster.submit.kubernetes",
          ["image", "namespace", "secret", "workers_per_pod", "cpus_per_worker", "memory_gib",
           "hours", "start_hours", "retries", "keep_minutes", "head_cpus", "head_memory_gib",
-          "service_account", "volume_claim", "volume_path"]),
+          "service_account", "image_pull_secret", "volume_claim", "volume_path"]),
     ],
     "tests/unit/test_ray_jobs.py": [("cluster.submit.ray", ["address"])],
     "tests/unit/test_slurm.py": [

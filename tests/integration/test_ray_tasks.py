@@ -146,6 +146,21 @@ def test_ended_half_way_and_started_again(
     assert len(store.ls(name)) == 2  # the data, and what names them
 
 
+def test_a_cluster_too_small_for_the_workers_is_told_before_data_are_prepared(
+    ray: dict[str, str], s3: MotoServer, corpus: dict[str, dict[str, str]], tmp_path: Path
+) -> None:
+    config = written(tmp_path, corpus, "word", "s3://bucket/too_small")
+    done = subprocess.run(
+        [sys.executable, "-m", "dist_embed.cli.main", "train", config, "cluster.num_workers=3",
+         "cluster.launcher=ray"],
+        env=ray, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, f"{done.stdout}\n{done.stderr}"
+    assert "needs 3 CPUs (one per worker); the Ray cluster has 2" in done.stderr
+    store = connect(s3.url)
+    assert not [path for path in store.find("bucket/too_small") if path.endswith(".json")]
+
+
 # What is mapped over numbers by the program below: importable, as all functions of pools are.
 FUNCTIONS = """
 import os, signal, time

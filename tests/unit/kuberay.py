@@ -30,7 +30,7 @@ _FIELDS = """
     automountServiceAccountToken autoscalerOptions backoffLimit capabilities claimName
     clusterSelector command condition containers deletionRules deletionStrategy downwardAPI drop
     emptyDir enableInTreeAutoscaling enableK8sTokenAuth entrypoint env envFrom exec fieldPath
-    fieldRef fsGroup groupName headGroupSpec idleTimeoutSeconds image items
+    fieldRef fsGroup groupName headGroupSpec idleTimeoutSeconds image imagePullSecrets items
     jobDeploymentStatus jobStatus labels
     lifecycle limits maxReplicas medium metadata minReplicas mode mountPath name onFailure
     onSuccess path persistentVolumeClaim policy preRunningDeadlineSeconds preStop rayClusterSpec

@@ -37,6 +37,10 @@ class Course:
     stop = job
 
 
+def no_wait(job: Job) -> None:
+    raise AssertionError(f"a job that waits for {job.reason}")
+
+
 class Clock:
     """Time that passes only where somebody waits."""
 
@@ -64,6 +68,7 @@ def test_each_byte_is_said_once_through_silence_and_failures(clock: Clock) -> No
         Course(b"", b"a\xc3", None, *silence, b"a\xc3\xa4", None, b"a\xc3\xa4b"),
         "one",
         heard.append,
+        no_wait,
     )
     assert heard == [b"a\xc3", b"\xa4", b"b"]
     assert ended.exit_code == 7
@@ -72,7 +77,7 @@ def test_each_byte_is_said_once_through_silence_and_failures(clock: Clock) -> No
 
 def test_a_cluster_that_does_not_answer_for_too_long_is_given_up(clock: Clock) -> None:
     with pytest.raises(UserError, match="does not answer"):
-        follow(Course(b"", *[None] * 1000, b""), "one", print)
+        follow(Course(b"", *[None] * 1000, b""), "one", print, no_wait)
     assert clock.now == pytest.approx(jobs.SILENT_SECONDS, abs=10)
 
 
@@ -85,9 +90,21 @@ def test_a_job_whose_output_is_nowhere_ends_as_it_ends(clock: Clock) -> None:
             raise NoOutput("job one writes to file")
 
     heard: list[bytes] = []
-    assert follow(Elsewhere(*[b""] * 1000), "one", heard.append).exit_code == 7
+    assert follow(Elsewhere(*[b""] * 1000), "one", heard.append, no_wait).exit_code == 7
     assert heard == [b"job one writes to file\n"]
     assert clock.now > jobs.SILENT_SECONDS
+
+
+def test_what_a_job_waits_for_is_said_once_and_again_where_it_changes(clock: Clock) -> None:
+    reasons = ["", "Priority", "Priority", "Resources", "", "Resources"]
+
+    class Waiting(Course):
+        def job(self, name: str) -> Job:
+            return replace(super().job(name), reason=reasons.pop(0) if reasons else "NonZeroExit")
+
+    told: list[str] = []
+    follow(Waiting(*[b""] * 7), "one", lambda said: None, lambda job: told.append(job.reason))
+    assert told == ["Priority", "Resources", "Resources"]
 
 
 def test_long_answers_are_asked_for_seldom(clock: Clock) -> None:
@@ -96,7 +113,7 @@ def test_long_answers_are_asked_for_seldom(clock: Clock) -> None:
             clock.sleep(60)
             return super().said(job, since)
 
-    follow(Slow(b"a", b"a", b"a"), "one", lambda said: None)
+    follow(Slow(b"a", b"a", b"a"), "one", lambda said: None, no_wait)
     assert clock.now >= 3 * 60 + 2 * 600
 
 

@@ -93,8 +93,8 @@ def mounted_configuration(job: Object) -> str:
 EVERY = {
     "namespace": "team", "secret": "store", "workers_per_pod": 2, "cpus_per_worker": 3,
     "memory_gib": 0.5, "hours": 0.51, "start_hours": 0.1, "retries": 0, "keep_minutes": 0.0,
-    "head_cpus": 5, "head_memory_gib": 2.5, "service_account": "trainer", "volume_claim": "runs",
-    "volume_path": "/mnt/x",
+    "head_cpus": 5, "head_memory_gib": 2.5, "service_account": "trainer",
+    "image_pull_secret": "registry", "volume_claim": "runs", "volume_path": "/mnt/x",
 }  # fmt: skip
 
 
@@ -175,6 +175,7 @@ def test_what_kuberay_does_not_take_is_found(damage: Damage, complaint: str) -> 
         ({"hours": 2.0}, {}, "job:ttlSecondsAfterFinished", 0),
         ({"hours": 2.0, "keep_minutes": 1.0}, {}, "job:ttlSecondsAfterFinished", 60),
         ({"service_account": "a"}, {}, "pod:serviceAccountName", "a"),
+        ({"image_pull_secret": "a"}, {}, "pod:imagePullSecrets", [{"name": "a"}]),
     ],
 )
 def test_a_setting_is_a_field(kubernetes: Object, cluster: Object, path: str, value: Any) -> None:
@@ -344,7 +345,7 @@ def test_paths_on_a_volume_and_corpora_of_prepared_data_are_taken(prepared: Prep
     [
         ("namespace", "Team"), ("namespace", 64 * "a"), ("secret", "a_b"), ("secret", ""),
         ("image", "a b"), ("volume_path", "mnt"), ("volume_path", "/mnt/"), ("retries", -1),
-        ("service_account", "-a"), ("hours", 0.0), ("start_hours", 0.0),
+        ("service_account", "-a"), ("image_pull_secret", "A"), ("hours", 0.0), ("start_hours", 0.0),
     ],
 )  # fmt: skip
 def test_what_is_no_name_is_refused(key: str, value: Any) -> None:

@@ -170,9 +170,7 @@ def test_a_signal_ends_a_command_without_a_traceback(
     number: int, code: int, name: str, doing: Doing, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert doing(lambda: taking(number)) == code
-    said = (
-        f"dist-embed: ended by {name}; a run of this command goes on from its newest checkpoint\n"
-    )
+    said = f"dist-embed: ended by {name}; a run of this command goes on from what it has saved\n"
     assert capsys.readouterr().err == said
 
     def stopped() -> None:

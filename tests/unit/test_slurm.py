@@ -197,6 +197,29 @@ def test_a_dry_run_prints_the_script_and_needs_no_slurm(
     assert "squeue is not installed here" in capsys.readouterr().err
 
 
+def test_where_no_slurm_answers_it_is_told_what_the_command_ended_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = [  # Slurm 22.05.8, without a slurm.conf
+        "squeue: error: fetch_config: DNS SRV lookup failed",
+        "squeue: fatal: Could not establish a configuration source",
+    ]
+    command = tmp_path / "squeue"
+    command.write_text("#!/bin/sh\n" + "".join(f"echo '{line}' >&2\n" for line in said) + "exit 1")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
+    with pytest.raises(UserError) as raised:
+        slurm.jobs()
+    assert str(raised.value) == "squeue: Could not establish a configuration source"
+
+
+def test_the_status_of_a_run_is_elsewhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["status", f"{tmp_path}/run"]) == 2
+    assert "a run, and not a job; `dist-embed history`" in capsys.readouterr().err
+
+
 def test_a_run_has_one_job(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = {
         "squeue": "7|dist_embed /runs/one\n8|another's\n",

@@ -400,7 +400,8 @@ def test_no_client_keeps_listings(monkeypatch: pytest.MonkeyPatch, uri: str, pro
      ("sftp://me:p ss@host/x", "sftp://me:***@host/x"),
      ("sftp://me:1234@host:22/x", "sftp://me:***@host:22/x"),
      ("sftp://me@there:secret@host/x", "sftp://me@there:***@host/x"),
-     ("zip://f::https://me:s3/cret@host/x", "zip://f::https://me:***@host/x")],
+     ("zip://f::https://me:s3/cret@host/x", "zip://f::https://me:***@host/x"),
+     ("zip://a:b::sftp://me:s3/cret@host/x", "zip://a:b::sftp://me:***@host/x")],
 )  # fmt: skip
 def test_a_url_with_a_password_is_refused_and_not_shown(uri: str, shown: str) -> None:
     with pytest.raises(StorageError) as caught:
@@ -416,7 +417,9 @@ def test_a_url_with_a_password_is_refused_and_not_shown(uri: str, shown: str) ->
      "s3://bucket/a@b", "s3://bucket/a:b@c", "host:8080/x@y", "sftp://me@host:22/x@y",
      "http://[fe80::1]:8080/x@y", "sftp://me@[::1]/x@y", "zip://a.txt::s3://b/c@d",
      "s3://arn:aws:s3:us-east-1:123:accesspoint/x/a@b", "file:///a:b@c", "http://host:80: a@b",
-     "'http://host:80', a@b", "s3://bucket: a@b", "http://host/?a=b&signal=c"],
+     "'http://host:80', a@b", "s3://bucket: a@b", "http://host/?a=b&signal=c",
+     "github://org:repo@main/x", "git://repo:main@x", "https://host?x=a:b@c", "https://host#a:b@c",
+     "zip://a:b::abfs://container@account/x.zip"],
 )  # fmt: skip
 def test_what_is_no_password_is_let_be(uri: str) -> None:
     assert masked(uri) == uri
@@ -431,6 +434,13 @@ def test_a_signature_in_a_url_is_not_shown(name: str) -> None:
     signed = f"https://host/x?sv=1&{name}=s3%2Bcret&se=2"
     assert masked(f"no {signed}") == f"no https://host/x?sv=1&{name}=***&se=2"
     assert masked(f"{{'https://host/x?{name}=s3cret'}}") == f"{{'https://host/x?{name}=***'}}"
+
+
+def test_what_one_beginning_is_searched_for_ends_somewhere() -> None:
+    """Else a long text with many such beginnings takes the square of its length."""
+    assert masked("sftp://me:" + 2000 * "x" + "@host") == "sftp://me:***@host"
+    far = "sftp://me:" + 9000 * "x" + "@host"
+    assert masked(far) == far
 
 
 def test_an_error_holds_no_password_in_whatever_form() -> None:
