@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ray.exceptions import RayError, RaySystemError, RayTaskError
-from ray.train import ControllerError, PreemptionError, TrainingFailedError, WorkerGroupError
+from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
 from ray.train.v2._internal.exceptions import RayTrainError, WorkerGroupStartupTimeoutError
 
 from dist_embed.cluster.failure import Start, failure_event
@@ -64,11 +64,6 @@ def why(start: Start, outcome: Exception | None) -> str:
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def was_announced(outcome: Exception | None) -> bool:
-    """Whether a node was taken away that Ray knew of beforehand."""
-    return isinstance(outcome, PreemptionError)
 
 
 def lost_room(outcome: Exception | None) -> bool:

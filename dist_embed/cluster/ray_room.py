@@ -21,6 +21,7 @@ from ray.util import placement_group, placement_group_table, remove_placement_gr
 from ray.util.client import ray as client
 
 from dist_embed.cluster.ray_aside import POLL_SECONDS, Rest
+from dist_embed.cluster.ray_controller import nodes_of_slots
 from dist_embed.cluster.ray_node import NodeLost
 from dist_embed.errors import RunFailed, UserError
 from dist_embed.parallel.settings import DeviceChoice
@@ -259,6 +260,9 @@ class Outlook:
 
     Attributes:
         leaving: nodes that are about to be taken away.
+        announced: those that ever were, gone since or not.
+        held: nodes of these workers' slots, looked up where a node is leaving that workers may not
+            have begun on yet.
         possible: for how many workers there is room.
         all_run: to be set once all ``now`` do: until then they need what is free.
     """
@@ -267,6 +271,8 @@ class Outlook:
         self._room = room
         self.now = now
         self.leaving: set[str] = set()
+        self.announced: set[str] = set()
+        self.held: set[str] = set()
         self.possible = now
         self.all_run = threading.Event()
 
@@ -276,6 +282,9 @@ class Outlook:
             while True:
                 with suppress(RayError):  # a head that starts again may answer next time
                     self.leaving = self._room.leaving()
+                    self.announced |= self.leaving
+                    if self.leaving and not self.all_run.is_set():
+                        self.held |= nodes_of_slots()
                     if self.all_run.is_set():
                         self.possible = growth.possible(self.leaving)
                 rest(POLL_SECONDS)

@@ -19,7 +19,7 @@ import pytest
 import ray
 from ray._private import worker
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RpcError
-from ray.train import ControllerError, PreemptionError, PreemptionInfo, WorkerGroupError
+from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import (
     WorkerGroupStartupFailedError,
     WorkerGroupStartupTimeoutError,
@@ -122,6 +122,7 @@ class Launch:
     Attributes:
         stop: whether a signal has asked it to stop.
         leaving: nodes that are about to be taken away.
+        slots: nodes of the workers' slots.
         room: for how many workers there is room, while others run.
         hears: what Ray is asked while workers run, beside that.
         stop_seconds: that workers get; 0: they do not train.
@@ -136,6 +137,7 @@ class Launch:
         self.starts = list(starts)
         self.stop = stop
         self.leaving: set[str] = set()
+        self.slots = {"here"}
         self.room = 2
         self.node = Living()
         self.hears: Callable[[], None] = lambda: None
@@ -149,6 +151,7 @@ class Launch:
         monkeypatch.setattr(ray_fit, "request_stop", lambda: setattr(self, "stop", True))
         monkeypatch.setattr(ray_fit, "end_controllers", self.end_controller)
         monkeypatch.setattr(ray_room, "Growth", self._growth)
+        monkeypatch.setattr(ray_room, "nodes_of_slots", lambda: self.slots)
         monkeypatch.setattr(failure, "BACKOFF_SECONDS", 0.01)
 
     @contextmanager
@@ -157,7 +160,7 @@ class Launch:
 
     def _leaving(self) -> set[str]:
         self.hears()
-        return self.leaving
+        return self.leaving.copy()
 
     def end_controller(self) -> None:
         if self._now[-1].ended.is_set():
@@ -180,7 +183,7 @@ class Launch:
 
     def _settle(self, nodes: set[str], rest: Callable[[float], None]) -> None:
         self.settled.append(nodes)
-        assert nodes in ({"here"}, set())
+        assert nodes <= {"here", "elsewhere"}
 
     def _take(self, seconds: float) -> list[dict[str, Any]]:
         self.node.check()
@@ -614,16 +617,67 @@ def test_workers_that_have_saved_to_go_on_do_so_whatever_ends_afterwards(
     ]
 
 
-def test_a_node_that_only_ray_knew_to_go_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    announced = PreemptionError(PreemptionInfo(None, {"here": [1]}))
+TAKEN_AWAY = "workers are started again in 0 s: a node was taken away before the workers had saved"
+
+
+def _announced_and_gone(
+    launch: Launch, node: str, *, ends: Exception = LOST, once: str = "2 workers"
+) -> None:
+    """The node is announced to go once the launcher has done this, and goes; so the start ends."""
+    start = launch.starts[0]
+
+    def hear() -> None:
+        if launch.leaving:
+            launch.leaving = set()
+            start.ends = ends
+            start.ended.set()
+        elif once in launch.course and not start.ended.is_set():
+            launch.leaving = {node}
+
+    launch.hears = hear
+
+
+@pytest.mark.parametrize("begun", [[], [BEGIN | {"node": "elsewhere"}], [BEGIN]])
+def test_a_node_that_goes_as_announced_while_workers_start_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch, begun: list[dict[str, Any]]
+) -> None:
+    """Whether or not the worker there had begun."""
+    failed = ControllerError(WorkerGroupStartupFailedError("a node has ended"))
     launch = Launch(
-        monkeypatch, Scripted(BEGIN, BROKEN, ends=announced),
+        monkeypatch, Scripted(*begun), Scripted(BEGIN | {"start": 1}, result(1), ends=None)
+    )
+    _announced_and_gone(launch, "here", ends=failed)
+    assert launch.run() == Result(stopped=False)
+    assert launch.course == ["2 workers", TAKEN_AWAY, "2 workers"]
+
+
+def test_a_node_that_goes_as_announced_after_workers_were_asked_to_grow_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    launch = Launch(
+        monkeypatch, Scripted(BEGIN, BEGIN, asked=()),
         Scripted(BEGIN | {"start": 1}, result(1), ends=None),
     )  # fmt: skip
+    launch.room = 5
+    _announced_and_gone(launch, "here", once="asked")
     assert launch.run() == Result(stopped=False)
-    assert launch.course[1].endswith(" s: a node was taken away before the workers had saved")
-    with pytest.raises(RunFailed, match="worker 1 failed"):  # of another cause
-        Launch(monkeypatch, Scripted(BEGIN, FAILURE, ends=announced)).run()
+    assert launch.course[1:3] == [
+        "asked",
+        "there is room for 5 workers: the workers save after their step, and the run goes on",
+    ]
+    assert TAKEN_AWAY in launch.course
+
+
+def test_a_node_that_goes_as_announced_excuses_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for events, node, told in (
+        ([BEGIN, FAILURE], "here", "worker 1 failed"), ([BEGIN], "another", "worker 1 was lost"),
+    ):  # fmt: skip
+        launch = Launch(monkeypatch, Scripted(*events))
+        _announced_and_gone(launch, node)
+        with pytest.raises(RunFailed, match=told):
+            launch.run()
 
 
 def test_workers_that_do_not_train_are_not_asked_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
