@@ -1,5 +1,5 @@
-"""The actor by which Ray Train runs a start's workers (its controller): where it holds slots, and its
-end, of which Ray Train (2.60) has no way to be told. Private names of Ray 2.60.
+"""The actor by which Ray Train runs a start's workers (its controller): where it holds slots, and
+its end, for which Ray Train (2.60) has no way to be asked. Private names of Ray 2.60.
 """
 
 from __future__ import annotations
