@@ -44,7 +44,8 @@ from dist_embed.cluster.ray_mailbox import RayMailbox
 from dist_embed.cluster.ray_node import NodeLost
 from dist_embed.data.lines_ahead import LinesAhead
 from dist_embed.errors import RunFailed, RunStopped, UserError
-from dist_embed.parallel import stop
+from dist_embed.parallel import hang, stop
+from dist_embed.parallel.errors import Hangs
 
 BEGIN = {"kind": "begin", "start": 0, "node": "here"}
 FAILURE = {
@@ -1094,3 +1095,27 @@ def test_a_worker_asks_until_it_is_answered_or_its_time_is_over(
         assert receive(6, 0.05) is None
 
     ray_worker.work(ray_worker.work_for(work, (), mailbox, 1, "night", receives=True))
+
+
+@pytest.mark.usefixtures("get")
+def test_what_ends_a_worker_from_another_thread_is_told_with_the_name_of_its_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By the time that it ends, and as what may pass."""
+    monkeypatch.setattr(hang, "_tell", None)
+    monkeypatch.setattr(ray.train, "get_context", lambda: SimpleNamespace(get_world_rank=lambda: 1))
+    monkeypatch.setattr(
+        ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "here")
+    )
+    told: list[dict[str, Any]] = []
+    put = SimpleNamespace(remote=lambda event: lambda: told.append(event))  # told once waited for
+
+    def work(emit: Any) -> None:
+        assert hang._tell is not None
+        hang._tell(Hangs("stuck"))
+
+    ray_worker.work(ray_worker.work_for(work, (), SimpleNamespace(put=put), 4, "night"))
+    _, failed = told
+    assert (failed["kind"], failed["start"], failed["teller"]) == ("failure", 4, 1)
+    assert failed["is_cause"]
+    assert failed["is_passing"]
