@@ -121,8 +121,9 @@ class MetricsLog:
 
     def _upload(self, paths: Iterable[Path]) -> None:
         with self._uploads:  # an older text would replace a newer one
-            if storage.read_text(storage.join(self._run_uri, WRITER_NAME)) != self._token:
-                raise OtherWriter(f"another command trains {self._run_uri}, whose metrics stay")
+            with suppress(FileNotFoundError):  # somebody has tidied up
+                if storage.read_text(storage.join(self._run_uri, WRITER_NAME)) != self._token:
+                    raise OtherWriter(f"another command trains {self._run_uri}, whose metrics stay")
             for path in paths:
                 name = path.relative_to(self._folder).as_posix()
                 storage.write_bytes(storage.join(self._run_uri, name), path.read_bytes())

@@ -108,6 +108,10 @@ def test_at_a_url_the_command_that_began_last_has_the_metrics() -> None:
                 lost.flush()
         lost.write(3, loss=9.0)
     assert [(line["step"], line["loss"]) for line in read_metrics(run_uri)] == [(1, 1.0), (2, 2.0)]
+    with MetricsLog(run_uri, 2) as log:
+        storage.remove(storage.join(run_uri, metrics.WRITER_NAME))
+        log.write(3, loss=3.0)
+    assert len(read_metrics(run_uri)) == 3
 
 
 def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:
