@@ -80,5 +80,8 @@ def may_start_again(outcome: Exception | None) -> bool:
 
 
 def ended_by_itself(outcome: Exception | None) -> bool:
-    """Whether what ran the workers has given back what it held, before it ended so."""
-    return outcome is None or isinstance(outcome, TrainingFailedError)
+    """Whether what ran the workers has given back what it held, before it ended so. Not where one
+    was lost while they started: the slots stay taken (Ray Train 2.60, worker_group.py: `_start`
+    gives them free only where no callback had been called).
+    """
+    return outcome is None or isinstance(outcome, WorkerGroupError)
