@@ -18,7 +18,6 @@ import ray
 from ray._private import state
 from ray.exceptions import RayError
 from ray.util import placement_group, placement_group_table, remove_placement_group
-from ray.util.client import ray as client
 
 from dist_embed.cluster.ray_aside import POLL_SECONDS, Rest
 from dist_embed.cluster.ray_controller import nodes_of_slots
@@ -98,15 +97,11 @@ class Room:
         self.kind = kind_of_slots(self._min, device, say)
 
     def leaving(self) -> set[str]:
-        """Nodes that are about to be taken away; through Ray's client (ray://) one cannot see."""
-        if client.is_connected():
-            return set()
+        """Nodes that are about to be taken away."""
         return set(state.state.get_draining_nodes())
 
     def free(self) -> int:
         """Slots that nobody uses, on nodes that stay."""
-        if client.is_connected():
-            return int(ray.available_resources().get(self.kind, 0))
         leaving = self.leaving()
         nodes = state.available_resources_per_node().items()
         return sum(int(has.get(self.kind, 0)) for node, has in nodes if node not in leaving)
@@ -116,7 +111,7 @@ class Room:
         some seconds, and until then it would give room there.
         """
         until = time.monotonic() + SETTLE_SECONDS
-        while not client.is_connected() and time.monotonic() < until:
+        while time.monotonic() < until:
             there = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] in nodes]
             if _all_answer(there):
                 return

@@ -970,6 +970,7 @@ def test_ray_has_what_the_controller_is_ended_by() -> None:
     from ray.train.v2._internal.execution.controller import TrainController
 
     assert hasattr(PlacementGroupTableData(), "creator_actor_id")
+    assert PlacementGroupTableData().bundles.add().node_id == b""
     removing = inspect.getsource(ray.util.remove_placement_group)
     assert "core_worker.remove_placement_group(" in removing
     assert "get_placement_group_table" in inspect.getsource(state.state.placement_group_table)
