@@ -41,6 +41,10 @@ class TextVectors:
         uri: the file, a local path or URL; decompressed by its ending.
         has_header: whether the first line gives number and width.
 
+    Attributes:
+        may_be_counts: whether it can as well be a list of words with their counts or scores: one
+            number for each word, and no header, or what may be a word and its count.
+
     Raises:
         VectorFileError: the file is empty, cannot be read, or its first lines are no vectors.
     """
@@ -71,7 +75,10 @@ class TextVectors:
         self._tab_ends_word = 2 * sum(b"\t" in line for line in lines) > len(lines)
         if not has_header:
             self.width = _usual_width(lines, self._tab_ends_word, uri)
+            self.may_be_counts = self.width == 1
             return
+        are_whole = all(line.split()[-1].isdigit() for line in lines)
+        self.may_be_counts = self.width == 1 and are_whole
         first_line = self._segment(self._first_byte, head.partition(b"\n")[0])
         if not all(are_numbers(text.split()) for text in first_line.numbers):
             raise first_line.first_mistake([0])

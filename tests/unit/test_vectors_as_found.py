@@ -101,7 +101,7 @@ def archives(folder: Path) -> list[tuple[str, Path]]:
     found = [("zip", folder / "glove.zip")]
     with zipfile.ZipFile(found[0][1], "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("in/v.2d.txt", PLAIN)
-        archive.writestr("in/v.1d.txt", b"x 1\n")
+        archive.writestr("in/v.one.txt", b"x 1 2\n")
     for mode, name in (
         ("w", "v.tar"),
         ("w:gz", "v.tar.gz"),
@@ -110,7 +110,7 @@ def archives(folder: Path) -> list[tuple[str, Path]]:
     ):
         found.append(("tar", folder / name))
         with tarfile.open(folder / name, mode) as tar:  # type: ignore[call-overload]
-            for member, content in (("in/v.2d.txt", PLAIN), ("in/v.1d.txt", b"x 1\n")):
+            for member, content in (("in/v.2d.txt", PLAIN), ("in/v.one.txt", b"x 1 2\n")):
                 info = tarfile.TarInfo(member)
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
@@ -127,7 +127,7 @@ def test_a_file_in_an_archive_is_read_by_its_name(
             assert found_in(uri)[0] == ["a", "b", "c"]
             assert storage.absolute(uri) == f"{kind}://in/v.2d.txt::{path}"
             assert path_of(uri) == str(place)
-        assert found_in(f"{kind}://in/v.1d.txt::{path}")[0] == ["x"]
+        assert found_in(f"{kind}://in/v.one.txt::{path}")[0] == ["x"]
         with pytest.raises(VectorFileError, match=r"none\.txt::.*: no such file"):
             open_vectors(f"{kind}://none.txt::{path}", None)
         with pytest.raises(VectorFileError, match=rf"{kind}://NAME::"):
@@ -209,6 +209,51 @@ def test_what_is_no_file_of_vectors_is_named_and_gets_no_width(
     with pytest.raises(VectorFileError, match=said) as caught:
         open_vectors(uri, None)
     assert str(caught.value).startswith(uri)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"the 1061396\nof 593677\n", b"the\t1061396\nof\t593677\n",  # GloVe's vocab.txt
+        "<unk>\t0\n<s>\t0\n▁the\t-3.2\n".encode(),  # SentencePiece's .vocab, unigram
+        "<unk>\t0\n<s>\t-1\n▁t\t-2\n".encode(),  # and BPE
+        b"t h 5\nth e</w> 4\n", b"th@@ 1061396\ne 9\n",  # subword-nmt's codes and vocabulary
+        b"0\tthe\t1061396\n1\tof\t593677\n", b"2\n0\tthe\t2\n1\tof\t1\n",  # gensim's Dictionary
+        b"dim 100\nws 5\nepoch 5\n",  # `fasttext dump … args`
+        b"0 1\n00 1\n1 7\nthe 9\n", b"10\t1\n11\t1\n",  # whose first line is like a header
+    ],
+)  # fmt: skip
+def test_a_list_of_counts_is_no_file_of_vectors(tmp_path: Path, content: bytes) -> None:
+    for name, pack in (("counts", bytes), ("counts.gz", gzip.compress)):
+        uri = saved(tmp_path, name, pack(content))
+        format = detect_format(uri)
+        with pytest.raises(VectorFileError, match=f"counts.*one number.*`format: {format}`"):
+            open_vectors(uri, None)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"1061396 the\n593677 of\n", b"   1061396 the\n     12 2000\n      9 of\n",  # uniq -c
+        b"3\nthe 1061396 word\nof 593677 word\n</s> 5 word\n",  # `fasttext dump … dict`
+    ],
+)  # fmt: skip
+def test_other_lists_of_counts_have_no_numbers_behind_words(tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(VectorFileError, match="expected lines of a word and numbers"):
+        open_vectors(saved(tmp_path, "counts", content), None)
+
+
+def test_vectors_of_one_number_are_read_with_a_header_or_where_they_are_meant(
+    tmp_path: Path,
+) -> None:
+    lines = b"a 1\nb 0.5\nc -2\n"
+    for content, format in (
+        (b"3 1\n" + lines, None),
+        (lines, "glove"),
+        (b"3 1\na 7\nb 8\nc 9\n", "word2vec"),
+    ):
+        words, vectors = found_in(saved(tmp_path, "v", content), format)  # type: ignore[arg-type]
+        assert (words, vectors.shape) == (["a", "b", "c"], (3, 1))
 
 
 def test_pickled_arrays_are_not_read(tmp_path: Path) -> None:
