@@ -25,7 +25,7 @@ from dist_embed.vectors.file import (
     Vectors,
     readable,
 )
-from dist_embed.vectors.stream import is_packed, open_stream, read_up_to
+from dist_embed.vectors.stream import is_packed, open_stream, read_up_to, too_long
 
 # Lines that tell the width where no header does, and what parts word and numbers.
 _SAMPLE_LINES = 1000
@@ -135,7 +135,7 @@ class TextVectors:
 
     def _check_line(self, size: int, offset: int) -> None:
         if size > LONGEST_LINE:
-            raise VectorFileError(f"{self._place(offset, 0)}: longer than {LONGEST_LINE:,} bytes")
+            raise too_long(self._place(offset, 0))
 
     def _segment(self, offset: int, block: bytes) -> _TextSegment:
         found = _TextSegment(self, offset)
@@ -157,13 +157,17 @@ class TextVectors:
         """Word and numbers of a line that has not one space before each number.
 
         Where all parts of a word but the first are numbers, the line may as well have too many,
-        and is refused; unless a tab is before the numbers and nowhere else.
+        and is refused; unless tabs tell: before all numbers, or before the first and nowhere else.
         """
         word, *numbers = line.rsplit(None, self.width)
         if len(numbers) < self.width and line[:1] in _SPACES and are_numbers([word, *numbers]):
             word, numbers = b"", [word, *numbers]  # no word, as at the beginning of the line
         more, behind = word.split()[1:], line[len(word) :].lstrip(b" ")
-        tab_decides = behind.startswith(b"\t") and b"\t" not in word + behind.lstrip(_SPACES)
+        tab_decides = (
+            behind.startswith(b"\t")
+            and b"\t" not in word
+            and (behind.count(b"\t") == self.width or b"\t" not in behind.lstrip(_SPACES))
+        )
         too_many = bool(more) and are_numbers(more) and not tab_decides
         if len(numbers) == self.width and not too_many:
             return word.strip(_SPACES), b" ".join(numbers)

@@ -81,6 +81,14 @@ def test_a_tab_decides_where_the_word_ends(tmp_path: Path) -> None:
         words, vectors = found_in(saved(tmp_path, "v.txt", header + lines))
         assert words == ["the", "ENTITY/Apollo 11", "ENTITY/1 2 3"]
         np.testing.assert_array_equal(vectors, VECTORS)
+    in_columns = b"the\t1\t2\n12 000\t3\t4\nENTITY/1 2 3 \t 5\t6\r\n"
+    for header in (b"", b"3 2\n"):
+        words, vectors = found_in(saved(tmp_path, "v.txt", header + in_columns))
+        assert words == ["the", "12 000", "ENTITY/1 2 3"]
+        np.testing.assert_array_equal(vectors, VECTORS)
+    for wrong in (b"12\t000\t3\t4", b"12 000\t3 4 5", b"12 0\t1\t3\t4", b"12 000 3\t4"):
+        with pytest.raises(VectorFileError, match="line 2: [34] numbers, the width is 2"):
+            found_in(saved(tmp_path, "v.txt", in_columns.replace(b"12 000\t3\t4", wrong)))
     too_many = b"the\t1 2\na\t3 4 5\nc\t5 6\n"
     with pytest.raises(VectorFileError, match="line 2: 3 numbers, the width is 2"):
         found_in(saved(tmp_path, "v.txt", too_many))
