@@ -20,8 +20,8 @@ _REFUSED = (
     (
         re.compile(rb"\x80[\x02-\x05]"),
         "is pickled, as gensim's .kv and .model are, which can run code: it is not read; gensim "
-        "writes what is: gensim.models.KeyedVectors.load(FILE).save_word2vec_format('vectors.bin', "
-        "binary=True)",
+        "writes what is: m = gensim.utils.SaveLoad.load(FILE); "
+        "getattr(m, 'wv', m).save_word2vec_format('vectors.bin', binary=True)",
     ),
     (
         re.compile(rb"(\d+ ){6}< >\r?\n"),

@@ -9,6 +9,7 @@ import lzma
 import pickle
 import struct
 import tarfile
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ def test_a_tab_decides_where_the_word_ends(tmp_path: Path) -> None:
         assert words == ["the", "12 000", "ENTITY/1 2 3"]
         np.testing.assert_array_equal(vectors, VECTORS)
     for wrong in (b"12\t000\t3\t4", b"12 000\t3 4 5", b"12 0\t1\t3\t4", b"12 000 3\t4"):
-        with pytest.raises(VectorFileError, match="line 2: [34] numbers, the width is 2"):
+        with pytest.raises(VectorFileError, match=r"line 2: [34] numbers, the width is 2"):
             found_in(saved(tmp_path, "v.txt", in_columns.replace(b"12 000\t3\t4", wrong)))
     too_many = b"the\t1 2\na\t3 4 5\nc\t5 6\n"
     with pytest.raises(VectorFileError, match="line 2: 3 numbers, the width is 2"):
@@ -164,9 +165,43 @@ def test_arrays_of_any_order(
     assert found == ["a", "b", "c"]
     np.testing.assert_array_equal(vectors, VECTORS)
     packed = saved(tmp_path, "v.npy.gz", gzip.compress((tmp_path / "v.npy").read_bytes()))
-    if order == "F":
-        with pytest.raises(VectorFileError, match=r"Fortran's order.*unpack it, or save"):
-            open_vectors(packed, None, words=words)
+    np.savez(tmp_path / "v.npz", np.asarray(VECTORS.astype(type), order=order))
+    for uri in (packed, str(tmp_path / "v.npz"), f"zip://arr_0.npy::{tmp_path}/v.npz"):
+        found, vectors = found_in(uri, words=words)
+        assert found == ["a", "b", "c"]
+        np.testing.assert_array_equal(vectors, VECTORS)
+
+
+def test_columns_of_a_compressed_array_are_unpacked_by_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full_disk: Any
+) -> None:
+    """Each worker its own rows alone, in a folder that goes with it."""
+    monkeypatch.setattr(arrays, "_COLUMNS_BLOCK_BYTES", 2 * 3 * 4)
+    values = np.random.default_rng(1).standard_normal((11, 3)).astype(np.float32)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    np.savez_compressed(tmp_path / "v.npz", np.asfortranarray(values))
+    words = saved(tmp_path, "words", b"".join(b"w%d\n" % n for n in range(11)))
+    file = open_vectors(f"{tmp_path}/v.npz", None, words=words)
+    assert not isinstance(file, FastTextBinary)
+    for num_parts in (1, 2, 3, 9):
+        found, vectors = read(file, num_parts)
+        assert found == [f"w{n}" for n in range(11)]
+        np.testing.assert_array_equal(vectors, values)
+    segments = file.segments(0, 2)  # of rows 0, 1, 4, 5, 8, 9
+    next(segments)
+    assert [path.stat().st_size for path in scratch.rglob("*") if path.is_file()] == [6 * 3 * 4]
+    del segments
+    assert list(scratch.iterdir()) == []
+    np.save(tmp_path / "v.npy", np.asfortranarray(values))
+    content = gzip.compress((tmp_path / "v.npy").read_bytes()[:-1])
+    cut = saved(tmp_path, "v.gz", content)
+    with pytest.raises(VectorFileError, match=r"v\.gz: ends before row 11"):
+        found_in(cut, words=words)
+    with full_disk(), pytest.raises(OSError, match=rf"File too large: '{scratch}/.*/columns'"):
+        read(file)
+    assert list(scratch.iterdir()) == []
 
 
 def test_arrays_of_a_npz(tmp_path: Path) -> None:
@@ -355,14 +390,34 @@ def test_the_projectors_files_come_back(
     import torch
 
     monkeypatch.setattr(number_lines, "BLOCK_BYTES", rows_at_once * 48)
-    rows = np.random.default_rng(1).standard_normal((3, 3)).astype(np.float32)
-    files = projector_files(["a", "b\tc", "d\n"], np.arange(3), torch.from_numpy(rows), "t")
+    odd = [
+        "\t",
+        r"\t",
+        "\\\t",
+        r"\\t",
+        "a\n",
+        "\r",
+        "\x1f\x85",
+        r"\x1f",
+        "\u2028",
+        "東京",
+        "\\",
+        r"\o/",
+    ]
+    rows = np.random.default_rng(1).standard_normal((len(odd), 3)).astype(np.float32)
+    files = projector_files(odd, np.arange(len(odd)), torch.from_numpy(rows), "t")
     for name, content in files.items():
         (tmp_path / name).write_text(content)
+    assert len(files["metadata.tsv"].splitlines()) == 1 + len(odd)  # whatever parts lines
     words = str(tmp_path / "metadata.tsv")
     found, vectors = found_in(str(tmp_path / "vectors.tsv"), words=words)
-    assert found == ["a", "b\\tc", "d\\n"]  # neither can stand in a column
+    assert found == odd
     np.testing.assert_array_equal(vectors, rows)
+    # What others have written is as it stands.
+    saved(tmp_path, "vectors.tsv", b"1 2\n3 4\n5 6\n")
+    for listed in (b"word\tn\n\\times\t1\n\\\\\t2\nb\t3\n", b"\\times\n\\\\\nb\n"):
+        words = saved(tmp_path, "theirs", listed)
+        assert found_in(str(tmp_path / "vectors.tsv"), words=words)[0] == [r"\times", r"\\", "b"]
     few, many = saved(tmp_path, "few", b"a\nb\n"), saved(tmp_path, "many", b"a\nb\nc\nd\n")
     for listed, said in ((few, "few: 2 words, but"), (many, "many: more words than the 3 rows")):
         with pytest.raises(VectorFileError, match=said):
