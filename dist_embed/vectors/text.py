@@ -77,7 +77,7 @@ class TextVectors:
             self.width = _usual_width(lines, self._tab_ends_word, uri)
             self.may_be_counts = self.width == 1
             return
-        are_whole = all(line.split()[-1].isdigit() for line in lines)
+        are_whole = all(text.isdigit() for line in lines for text in line.split()[-1:])
         self.may_be_counts = self.width == 1 and are_whole
         first_line = self._segment(self._first_byte, head.partition(b"\n")[0])
         if not all(are_numbers(text.split()) for text in first_line.numbers):
