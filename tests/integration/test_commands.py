@@ -381,7 +381,7 @@ def test_one_worker_of_torchrun_asked_to_stop_has_all_save_and_torchrun_start_th
             until_step(saved + 5, run, process)
             process.send_signal(signal.SIGTERM)
         said, complaint = process.communicate(timeout=200)
-    assert process.returncode == 1
+    assert process.returncode == 1, complaint
     steps = list_steps(str(run))
     assert len(steps) == 1 + restarts
     assert f"the workers stop here: saving step {steps[0]}" in said
