@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import pickle
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, wait
@@ -12,6 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, TypeVar
 
 from dist_embed.data.executor import Arguments, in_order
@@ -38,13 +38,14 @@ LOOK_SECONDS = 5.0
 # (docs/scale.md). Tables of words are mapped, one copy for all.
 PROCESS_BYTES = 320 * 2**20
 # Tokenizers of pieces are copied, and take 20 to 36 times their pickled size (`tokenizers` 0.23.3;
-# bpe and unigram of English text): 17 to 36 MiB of 32 thousand pieces, 149 to 238 of 250 thousand.
+# bpe and unigram of English text): 17 to 36 MiB of 32 thousand pieces, 75 of 68 thousand, 149 to
+# 238 of 250 thousand.
 _TIMES_PICKLED = 36
 
 
 def process_bytes(arguments: Arguments = ()) -> int:
     """Private memory of a process that is handed ``arguments`` as it starts."""
-    return PROCESS_BYTES + _TIMES_PICKLED * len(pickle.dumps(arguments))
+    return PROCESS_BYTES + _TIMES_PICKLED * len(ForkingPickler.dumps(arguments))
 
 
 def processes_that_fit(arguments: Arguments = ()) -> int:

@@ -85,8 +85,8 @@ def unwatched(what: str, items: Iterable[Item], unit: str = "pairs") -> Iterable
 
 
 def watched_by(show: Callable[[Event], None]) -> Watch:
-    """A `Watch` that shows events, twice a second at most, but one at each end."""
-    # Of all that is watched: of a thousand small files none takes half a second.
+    """A `Watch` that shows events, twice a second at most and one as each ends."""
+    # One time for all that is watched: small files by themselves would show nothing.
     next_time = time.monotonic() + _READING_SECONDS
 
     def watch(what: str, items: Iterable[Item], unit: str = "pairs") -> Iterator[Item]:
@@ -173,9 +173,9 @@ class Screen:
         else:
             if self._bar is None:
                 self._bar = tqdm(
-                    desc=so_far, file=self._stream, leave=False, bar_format="{desc}{elapsed}"
+                    desc=so_far, file=self._stream, leave=False, bar_format="{desc}, {elapsed}"
                 )
-            self._bar.set_description(f"{so_far}, ")
+            self._bar.set_description_str(so_far)
 
     def _line(self, text: str) -> None:
         self._stream.write(f"{text}\n")

@@ -76,7 +76,8 @@ def test_all_passes_over_the_text_are_watched(
 
     def watch(what: str, items: Iterable[Item], unit: str = "pairs") -> Iterator[Item]:
         for item in items:
-            watched[what] += unit == "pairs"
+            if unit == "pairs":
+                watched[what] += 1
             yield item
 
     prepare(tmp_path / "data", prepared.corpora, kind, watch=watch, shared=shared)
