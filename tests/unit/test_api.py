@@ -449,11 +449,17 @@ def test_lines_are_several_and_text(workers: Workers, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("settings", "said"),
-    [({"workers": 0}, "workers: 0 is not allowed: a whole number, at least 1"),
-     ({"workers": "2"}, "workers: '2' is not allowed: a whole number, at least 1"),
-     ({"beam": 0}, "beam: 0 is not allowed: a whole number, at least 1"),
-     ({"beam": True}, "beam: True is not allowed: a whole number, at least 1"),
-     ({"candidates": -1}, "candidates: -1 is not allowed: a whole number, at least 0"),
+    [({"workers": 0}, "workers: 0 is not allowed: a whole number in 1 … 100,000"),
+     ({"workers": "2"}, "workers: '2' is not allowed: a whole number in 1 … 100,000"),
+     ({"workers": 10**8}, "workers: 100000000 is not allowed: a whole number in 1 … 100,000"),
+     ({"beam": 0}, "beam: 0 is not allowed: a whole number in 1 … 1,000"),
+     ({"beam": True}, "beam: True is not allowed: a whole number in 1 … 1,000"),
+     ({"beam": 10**9}, "beam: 1000000000 is not allowed: a whole number in 1 … 1,000"),
+     ({"beam": "auto"}, "beam: 'auto' is not allowed: a whole number in 1 … 1,000"),
+     ({"candidates": -1},
+      "candidates: -1 is not allowed: a whole number in 0 … 1,000,000,000,000"),
+     ({"max_source_tokens": 10**13},
+      "max_source_tokens: 10000000000000 is not allowed: a whole number in 1 … 1,000,000,000,000"),
      ({"replace_unknown": "foo"},
       "replace_unknown: 'foo' is not allowed: one of no, copy, lexicon")],
 )  # fmt: skip
