@@ -164,9 +164,7 @@ def config_to_use(
     # The machine here need not have the device that trained the run.
     instead: dict[str, Any] = {"device": "auto"}
     if workers is not None:
-        instead["num_workers"] = whole_number_for(
-            ClusterSection, "num_workers", "workers", workers
-        )
+        instead["num_workers"] = whole_number_for(ClusterSection, "num_workers", "workers", workers)
     cluster = config.cluster.model_copy(update=instead)
     # Nothing is trained: an optimizer without state, which every device has.
     embedding = config.embedding.model_copy(

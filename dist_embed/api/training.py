@@ -99,9 +99,10 @@ def _trained(
         show(event)
 
     word_tables, task, first = False, Train(profile=profile), is_first_process()
+    if first:
+        storage.check_writable(config.run.uri, "run.uri")
     with only_training(config.run.uri) if first else nullcontext():
         if first:  # the others wait for it when they join the group
-            storage.check_writable(config.run.uri, "run.uri")
             if not list_steps(config.run.uri):  # else rows come from the checkpoint
                 check_vectors(config)
             data = ensure_data(

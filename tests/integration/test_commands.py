@@ -156,7 +156,7 @@ def test_runs_are_compared_by_the_words_they_find(
         in dist_embed("compare", whole, "--split", "train", code=2).stderr
     )
     nowhere = str(tmp_path / "nowhere" / "x.json")
-    assert "no such folder" in dist_embed("compare", whole, "--output", nowhere, code=2).stderr
+    assert "does not exist" in dist_embed("compare", whole, "--output", nowhere, code=2).stderr
 
 
 def test_a_runs_checkpoints_are_proven_pruned_and_exported(

@@ -326,4 +326,4 @@ def test_other_sentences_cannot_be_compared(
         capsys.readouterr().err
     )
     assert main(["compare", run, "--output", str(tmp_path / "gone" / "x")]) == 2
-    assert "no such folder" in capsys.readouterr().err
+    assert "gone does not exist" in capsys.readouterr().err

@@ -181,7 +181,7 @@ def test_translate(
     assert capsys.readouterr().out == ""
     for command in ("evaluate", "translate"):  # before any worker is started
         assert main([command, run_uri, "--output", str(tmp_path / "gone" / "x")]) == 2
-        assert "no such folder" in capsys.readouterr().err
+        assert "gone does not exist" in capsys.readouterr().err
     assert main(["translate", run_uri, "--input", str(tmp_path / "gone")]) == 2
     assert "gone: no such file" in capsys.readouterr().err
     assert len(calls) == before
