@@ -123,7 +123,9 @@ def translate_stream(
     """
     if under_torchrun():  # each process would read and write as this one does
         raise UserError("translate starts workers of its own: call it without torchrun")
-    ahead = LinesAhead(lines)
+    most = config.search.most_characters
+    # One more tells that a line goes on; all of it would be sent to each worker.
+    ahead = LinesAhead(line[: most + 1] for line in lines)
     feed = Feed(ahead, write)
     with closing(ahead):
         if ahead.are_none(NONE_SECONDS):

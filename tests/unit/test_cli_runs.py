@@ -168,6 +168,10 @@ def test_translate(
     assert told in shown.err
     assert main(["translate", run_uri, "--too-long", "refuse", "--input", str(texts)]) == 0
     assert calls[-1][1].search.too_long == "refuse"
+    texts.write_text(f"{'a' * 128}\n{'b' * 999_999}\n")  # as much as workers look at, and a sign
+    options = ["--max-source-tokens", "2", "--input", str(texts)]
+    assert main(["translate", run_uri, *options]) == 0
+    assert calls[-1][2]["lines"] == ["a" * 128, "b" * 129]
     capsys.readouterr()
     texts.write_text("a\x1b[2j\n")
     for is_terminal, said in ((False, "A\x1b[2J\n"), (True, "A\\x1b[2J\n")):
