@@ -19,6 +19,7 @@ from dist_embed.observe.quiet import quiet_environment
 from dist_embed.parallel.collector import collector_off
 from dist_embed.parallel.torchrun import is_first_process, under_torchrun
 from dist_embed.storage import uri as storage
+from dist_embed.storage.retry import retrying_for
 from dist_embed.training.results import TrainingStopped, TrainResult
 from dist_embed.training.tasks import Train
 
@@ -58,7 +59,10 @@ def train(
     if profile is not None:
         profile = profile_given(profile, config.train.max_steps)
     require(*WORKERS_NEED)
-    with quiet_environment(), shown_by(on_event, sys.stdout) as show:
+    with (
+        quiet_environment(), shown_by(on_event, sys.stdout) as show,
+        retrying_for(config.checkpoint.retry_seconds),
+    ):  # fmt: skip
         result = _trained(config, launcher, force, profile, show)
     if result.stopped:
         raise TrainingStopped(
