@@ -6,7 +6,9 @@ torch, torchrec and fbgemm must be builds that load together, which pip does not
 
 from __future__ import annotations
 
+import socket
 import sys
+from importlib.metadata import version
 from importlib.util import find_spec
 
 from dist_embed.errors import UserError
@@ -35,6 +37,22 @@ EXTRAS = {
 
 class MissingPackage(UserError):
     """A package is not installed; the message names what brings it."""
+
+
+def check_version(elsewhere: str, told: str) -> None:
+    """Refuse to work on what another dist_embed has sent that may mean something else: a change of
+    the version's second number may change what is written to disk, one of the third does not.
+
+    Args:
+        elsewhere: the version of who has sent it; ``""``: not known.
+        told: where that is, for the error: "the command has".
+    """
+    here = version("dist_embed")
+    if here.split(".")[:2] != elsewhere.split(".")[:2]:
+        raise UserError(
+            f"this node ({socket.gethostname()}) has dist_embed {here}, but {told} "
+            f"{elsewhere or 'another version'}: install the same on both"
+        )
 
 
 def require(*packages: str) -> None:

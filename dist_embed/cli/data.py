@@ -19,8 +19,10 @@ def add_commands(commands: Any) -> None:
 
 def _prepare(arguments: argparse.Namespace) -> None:
     from dist_embed.api.data import prepare
+    from dist_embed.jobs.arrived import check_sender
     from dist_embed.storage.uri import absolute
 
+    check_sender()  # another version's configuration may have other keys
     config = load_config(arguments.config, arguments.overrides)
     data = prepare(config, force=arguments.force)
     sizes = ", ".join(f"{side} {size:,}" for side, size in data.vocabulary_size.items())

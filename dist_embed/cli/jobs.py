@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +106,10 @@ def _submit_to_slurm(config: Config, arguments: argparse.Namespace) -> None:
     print(f"job {number}: {config.run.uri}", flush=True)
     if arguments.follow:
         _follow(slurm, number)
+        return
+    with suppress(UserError):  # it is sent, whatever the next question is answered
+        if (found := slurm.job(number)).reason:
+            say(f"dist-embed: {_stands(found)}")
 
 
 def _submit_to_ray(config: Config, arguments: argparse.Namespace) -> None:

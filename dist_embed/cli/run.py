@@ -36,9 +36,7 @@ def add_commands(commands: Any) -> None:
         help="record the steps N to M, as 100..104: RUN/profile/worker-K.json.gz, for "
         "ui.perfetto.dev",
     )  # fmt: skip
-    train.set_defaults(
-        call=lambda a: _train(load_config(a.config, a.overrides), a.launcher, a.force, a.profile)
-    )
+    train.set_defaults(call=_train_given)
     # Without help it is not listed: what a job of Ray calls, whose environment has the rest.
     commands.add_parser("run-job").set_defaults(call=_run_job)
 
@@ -75,6 +73,14 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="the run's folder or URL")
     parser.add_argument("--step", type=int, help="checkpoint; default: lowest validation loss")
     add_worker_options(parser)
+
+
+def _train_given(arguments: argparse.Namespace) -> None:
+    from dist_embed.jobs.arrived import check_sender
+
+    check_sender()  # another version's configuration may have other keys
+    config = load_config(arguments.config, arguments.overrides)
+    _train(config, arguments.launcher, arguments.force, arguments.profile)
 
 
 def _run_job(arguments: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
@@ -25,6 +26,7 @@ from ray.exceptions import (
 from dist_embed.cluster.ray_aside import Aside
 from dist_embed.data.executor import Arguments, in_order
 from dist_embed.errors import RunFailed, UserError
+from dist_embed.installed import check_version
 from dist_embed.storage import uri as storage
 
 if TYPE_CHECKING:
@@ -76,7 +78,7 @@ def ray_tasks(
     with connected(address, 1) as node:
         if slots is not None:
             _aside(lambda: kind_of_slots(*slots, lambda text: None), node, timeout_seconds)
-        storage.write_text(storage.join(scratch_uri, _MARK), "seen by all nodes\n")
+        storage.write_text(storage.join(scratch_uri, _MARK), version("dist_embed"))
         try:
             yield RayTasks(scratch_uri, node, num_tasks, timeout_seconds)
         finally:
@@ -220,7 +222,7 @@ def _aside(do: Callable[[], Result], node: Node, timeout_seconds: float) -> Resu
         return asking.result(node.check)
 
 
-_MARK = "mark"
+_MARK = "mark"  # seen by all nodes; holds the command's version
 _ready_for = ""  # the pool that this process has been set up for
 
 
@@ -237,11 +239,14 @@ _task = ray.remote(num_cpus=1, max_retries=RETRIES)(_call)
 
 
 def _begin(setup: _Setup) -> None:
-    if not storage.exists(storage.join(setup.scratch_uri, _MARK)):
+    try:
+        written_by = storage.read_text(storage.join(setup.scratch_uri, _MARK))
+    except FileNotFoundError:
         raise UserError(
             f"node {socket.gethostname()} of the Ray cluster does not see {setup.scratch_uri}, "
             "which another node has written: data.uri must be a URL, or a folder that all share"
-        )
+        ) from None
+    check_version(written_by, "the command has")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the tasks are the parallelism
     initializer, arguments = ray.get(setup.shared[0])
     if initializer is not None:

@@ -113,7 +113,7 @@ def launch_ray(
     with (
         # Workers write there until the connection ends.
         temporary_folder("dist_embed-ray-") as storage_path,
-        connected(address, max_workers) as node,
+        connected(address, max_workers, name) as node,
     ):
         room = Room(
             min_workers, max_workers, timeout_seconds=timeout_seconds,
@@ -168,8 +168,14 @@ def _run_config(name: str, storage_path: str) -> RunConfig:
 
 
 @contextmanager
-def connected(address: str | None, num_workers: int) -> Iterator[Node]:
+def connected(address: str | None, num_workers: int, name: str = "") -> Iterator[Node]:
     """A connection to a cluster, or to a Ray of our own for the length of the block.
+
+    Args:
+        address: of the cluster; None: a Ray of our own.
+        num_workers: for which that has slots.
+        name: what the page of the connection on Ray's dashboard shows; a job that was submitted
+            has one.
 
     Raises:
         UserError: this process is connected already; no cluster answers at the address, or one of
@@ -186,7 +192,11 @@ def connected(address: str | None, num_workers: int) -> Iterator[Node]:
             raise UserError(
                 f"no Ray cluster answers at {address!r} (cluster.address or RAY_ADDRESS): {why}"
             )
-        with ray_settings(_WITHOUT_HEAD), quiet_node(), _driver(address, is_own=False) as node:
+        with (
+            ray_settings(_WITHOUT_HEAD),
+            quiet_node(),
+            _driver(address, name, is_own=False) as node,
+        ):
             yield node
         return
     # As many CPU slots as workers: more workers than cores is slow, not wrong.
@@ -194,7 +204,7 @@ def connected(address: str | None, num_workers: int) -> Iterator[Node]:
     try:
         with (
             private_ray(), own_ray(cores) as where, ray_settings(_WITHOUT_HEAD), quiet_node(),
-            _driver(where, is_own=True) as node,
+            _driver(where, name, is_own=True) as node,
         ):  # fmt: skip
             yield node
     except HeadFailed as exc:
@@ -215,7 +225,7 @@ class _Job(JobConfig):
 
 
 @contextmanager
-def _driver(address: str, *, is_own: bool) -> Iterator[Node]:
+def _driver(address: str, name: str, *, is_own: bool) -> Iterator[Node]:
     """This process as a driver of the Ray at an address; gives the node that it is connected to."""
     failed: list[Exception] = []
     node: Node | None = None
@@ -224,7 +234,7 @@ def _driver(address: str, *, is_own: bool) -> Iterator[Node]:
         try:
             ray.init(
                 address=address, log_to_driver=False, logging_level=logging.ERROR,
-                job_config=_Job(),
+                job_config=_Job(metadata={"job_name": name} if name else None),
             )  # fmt: skip
         except Exception as exc:  # handed to the caller
             failed.append(exc)

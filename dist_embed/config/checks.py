@@ -11,6 +11,7 @@ from dist_embed.config.schema import Config
 from dist_embed.data.settings import CorpusSection, WordsSection
 from dist_embed.errors import ConfigError
 from dist_embed.passwords import password_in
+from dist_embed.vectors.settings import WITHOUT_WORDS
 
 # As many as there are special tokens; data.tokenizer is a layer below.
 LEAST_CANDIDATES = 4
@@ -236,7 +237,7 @@ def _table_problems(config: Config) -> Iterator[str]:
         file = settings.pretrained
         if file is None:
             continue
-        is_matrix = file.format in ("npy", "safetensors")
+        is_matrix = file.format in WITHOUT_WORDS
         if is_matrix and file.words is None:
             yield f"{key}.pretrained.words: missing; {file.format} holds no words"
         if file.words is not None and not is_matrix and file.format != "auto":

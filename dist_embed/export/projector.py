@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dist_embed.observe.events import printable
+from dist_embed.vectors.word_list import COUNTED, as_cell
 
 
 def projector_files(
@@ -18,12 +18,12 @@ def projector_files(
     """What TensorBoard's projector reads, by file name: vectors, words with counts, and where."""
     rows = ["\t".join(map(str, row)) for row in vectors.float().numpy()]
     lines = [
-        f"{printable(word)}\t{count}" for word, count in zip(words, counts.tolist(), strict=True)
+        f"{as_cell(word)}\t{count}" for word, count in zip(words, counts.tolist(), strict=True)
     ]
     tensor = {"tensor_name": name, "metadata_path": "metadata.tsv", "tensor_path": "vectors.tsv"}
     inside = "\n".join(f"  {key}: {json.dumps(value)}" for key, value in tensor.items())
     return {
         "vectors.tsv": "\n".join(rows) + "\n",
-        "metadata.tsv": "word\tcount\n" + "\n".join(lines) + "\n",
+        "metadata.tsv": f"{COUNTED}\n" + "\n".join(lines) + "\n",
         "projector_config.pbtxt": f"embeddings {{\n{inside}\n}}\n",
     }

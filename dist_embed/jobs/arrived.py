@@ -11,6 +11,8 @@ import yaml
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
 from dist_embed.errors import UserError
+from dist_embed.installed import check_version
+from dist_embed.parallel.torchrun import is_first_process
 
 CONFIG, SENT_BY = "DIST_EMBED_CONFIG", "DIST_EMBED_SENT_BY"  # variables of a job
 
@@ -18,19 +20,24 @@ CONFIG, SENT_BY = "DIST_EMBED_CONFIG", "DIST_EMBED_SENT_BY"  # variables of a jo
 def config_of_job() -> Config:
     """The configuration that was sent to this job.
 
-    Raises UserError where this is no job, or where a version sent it that may mean something else:
-    a change of the second number may change what is written to disk, one of the third does not.
+    Raises UserError where this is no job, and as `check_sender`.
     """
     if CONFIG not in os.environ:
         raise UserError(
             f"{CONFIG} is not set: `dist-embed submit` sets it in the jobs that it sends"
         )
-    here, there = version("dist_embed"), os.environ.get(SENT_BY, "")
-    if here.split(".")[:2] != there.split(".")[:2]:
-        raise UserError(
-            f"this node has dist_embed {here}, but {there or 'another version'} has sent the job: "
-            "install the same on both"
-        )
-    if here != there:
-        print(f"dist-embed: {there} has sent this job to {here}", file=sys.stderr, flush=True)
+    os.environ.setdefault(SENT_BY, "")  # by an older version
+    check_sender()
     return config_from_dict(yaml.safe_load(os.environ[CONFIG]), CONFIG)
+
+
+def check_sender() -> None:
+    """Raise UserError in a job that another version has sent, see `installed.check_version`.
+
+    A difference that may be has a line, from worker 0. Does nothing where this is no job.
+    """
+    if (there := os.environ.get(SENT_BY)) is None:
+        return
+    check_version(there, "who sent the job has")
+    if (here := version("dist_embed")) != there and is_first_process():
+        print(f"dist-embed: {there} has sent this job to {here}", file=sys.stderr, flush=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+from dist_embed.config.paths import path_of
 from dist_embed.errors import UserError
 
 POLL_SECONDS = 2.0
@@ -61,12 +63,18 @@ class Cluster(Protocol):
 def check_is_free(run_uri: str, jobs: Iterable[Job]) -> None:
     """Raises UserError where one of a cluster's ``jobs`` has that run, and has not ended."""
     for job in jobs:
-        if job.run_uri == run_uri and not job.is_over:
+        if _where(job.run_uri) == _where(run_uri) and not job.is_over:
             raise UserError(
                 f"run.uri: {run_uri!r} is the run of job {job.name}, which has not ended "
                 f"({job.state.lower()}): `dist-embed stop {job.name}` asks it to, `dist-embed logs "
                 f"--follow {job.name}` waits for its end; or another run.uri"
             )
+
+
+def _where(run_uri: str) -> str:
+    """The same for all ways to write where a run lies."""
+    path = path_of(run_uri)
+    return run_uri.rstrip("/") if path is None else os.path.normpath(path)
 
 
 def follow(

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import re
+from importlib.metadata import version
 from typing import Any
 
 from dist_embed.cluster.stopping import stop_seconds
@@ -20,6 +21,7 @@ from dist_embed.data.token_shards import PreparedData
 from dist_embed.embedding.settings import Tier
 from dist_embed.errors import StorageError, UserError
 from dist_embed.installed import require
+from dist_embed.jobs.arrived import SENT_BY
 from dist_embed.jobs.configuration import configuration, whole_stop_seconds
 from dist_embed.jobs.settings import KEEP_MINUTES, KubernetesSection
 from dist_embed.planning.text import made_up
@@ -268,9 +270,10 @@ def _head(config: Config, settings: KubernetesSection, labels: dict[str, str]) -
     mib = int(settings.head_memory_gib * 1024)
     container = _ray_container(settings, f"{settings.head_cpus}", mib, _BEFORE_HEAD_ENDS)
     # What `ray job stop`, and the deletion of the job, leave the run to end.
-    container["env"].append(
-        {"name": "RAY_JOB_STOP_WAIT_TIME_S", "value": f"{whole_stop_seconds(config)}"}
-    )
+    container["env"] += [
+        {"name": "RAY_JOB_STOP_WAIT_TIME_S", "value": f"{whole_stop_seconds(config)}"},
+        {"name": SENT_BY, "value": version("dist_embed")},
+    ]
     container["volumeMounts"].append({"name": "config", "mountPath": _CONFIG_FOLDER})
     template = _ray_pod(config, settings, labels, container)
     # The pod's own annotation as a file: neither a shell nor Kubernetes' $(…) reads it, and there

@@ -13,11 +13,13 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
+from importlib.metadata import version
 
 from dist_embed.cluster.stopping import stop_seconds
-from dist_embed.config.paths import is_of_one_process, places, run_name
+from dist_embed.config.paths import corpora, is_of_one_process, places, run_name
 from dist_embed.config.schema import Config
 from dist_embed.errors import UserError
+from dist_embed.jobs.arrived import SENT_BY
 from dist_embed.jobs.configuration import configuration
 from dist_embed.jobs.job import Job, NoOutput, check_is_free
 from dist_embed.jobs.settings import SlurmSection
@@ -40,6 +42,8 @@ _WAITING = {
 }  # fmt: skip
 _BEGUN = {"RUNNING", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED"}
 _NOT_BEGUN = "00:00:00"
+# Reasons for which a job waits for ever, unless the cluster is changed, or the job.
+_NEVER_BEGINS = {"PartitionConfig", "PartitionNodeLimit", "PartitionTimeLimit", "BadConstraints"}
 _LIVING = {*_WAITING, *_BEGUN, "COMPLETING"}
 
 # Another environment that is on the PATH, as sbatch hands on the sender's, would be used unnoticed.
@@ -101,6 +105,7 @@ DIST_EMBED_CONFIG=$(cat <<'{end}'
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 # Above the ports that Ray takes for itself, below those that Linux gives to whoever asks for any.
 MASTER_PORT=$((20000 + SLURM_JOB_ID % 12000))
+export {sent_by}={version}
 export DIST_EMBED_CONFIG MASTER_ADDR MASTER_PORT SLURM_EXPORT_ENV=ALL
 prepare='exec dist-embed prepare /dev/stdin <<<"$DIST_EMBED_CONFIG"'
 # What torchrun would say to a worker, and each task of the training is one. `exec`: a signal to the
@@ -173,7 +178,7 @@ def script(config: Config) -> str:
         )
     if not config.run.uri.isprintable():
         raise UserError(f"run.uri: {config.run.uri!r} is not allowed under Slurm: in one line")
-    for key, uri in places(config):
+    for key, uri in [*places(config), *corpora(config)]:
         if is_of_one_process(uri):
             raise UserError(
                 f"{key}: {uri!r} is not allowed under Slurm, whose tasks have no such place in "
@@ -197,7 +202,8 @@ def script(config: Config) -> str:
     per_node = workers // slurm.nodes
     lines = [f"#SBATCH {option}" for option in _options(config, slurm, per_node)]
     body = _BODY.format(
-        end=_END_OF_CONFIG, yaml=yaml, per_node=per_node, margin=margin,
+        sent_by=SENT_BY, version=version("dist_embed"), end=_END_OF_CONFIG, yaml=yaml,
+        per_node=per_node, margin=margin,
         least=2 * margin, preparations=MOST_PREPARATIONS,
         cpus=slurm.cpus_per_worker, node_cpus=slurm.cpus_per_worker * per_node,
         setup=_SETUP.format(lines=slurm.setup.strip()) if slurm.setup.strip() else "",
@@ -261,6 +267,7 @@ def job(name: str) -> Job:
     code, _, signal = words["ExitCode"].partition(":")
     state = words["JobState"]
     is_over = state not in _LIVING
+    reason = words.get("Reason", "None").replace("None", "")
     ended_badly = is_over and state != "COMPLETED"  # a job that was taken back has the code 0
     return Job(
         name=name,
@@ -268,7 +275,7 @@ def job(name: str) -> Job:
         is_over=is_over,
         run_uri=comment.removeprefix(f"{_COMMENT} "),
         running_for=words["RunTime"],
-        reason=words.get("Reason", "None").replace("None", ""),
+        reason=f"{reason}: it never begins as it was sent" if reason in _NEVER_BEGINS else reason,
         output=whole["StdOut"],
         exit_code=128 + int(signal) if int(signal) else int(code) or int(ended_badly),
     )

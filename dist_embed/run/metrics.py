@@ -1,26 +1,32 @@
 """A run's metrics: ``metrics.jsonl``, one JSON object a line, and TensorBoard events.
 
-Object stores cannot append. There the files grow in a local folder and are uploaded whole when
-`MetricsLog.flush` is called: at every checkpoint and at the end.
+Object stores cannot append. There the files grow in a local folder and are uploaded whole: when
+`MetricsLog.flush` is called, at every checkpoint and at the end, and the lines every five minutes.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
+import secrets
+import threading
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, nullcontext, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias, TypeGuard
 
+from dist_embed.errors import StorageError
 from dist_embed.storage import uri as storage
 from dist_embed.storage.json_text import from_json
 from dist_embed.storage.local_file import named, regular_itself
 from dist_embed.storage.temporary import temporary_folder
 
 METRICS_NAME = "metrics.jsonl"
+WRITER_NAME = "metrics.writer"  # says whose the metrics at a URL are
+EVERY_SECONDS = 300.0
 # What a line of a translation has beside its figures: some sentences, and words near some words.
 SAMPLES, NEIGHBORS = "validation_samples", "validation_neighbors"
 SAMPLE_KEYS = ("source", "reference", "translation")
@@ -28,8 +34,12 @@ Figure: TypeAlias = float | list[float] | list[int]
 LIMIT = 2**53  # of integers: beyond it a float is not exact
 
 
+class OtherWriter(StorageError):
+    """Another command has begun to train the run, and the metrics at its URL are that one's."""
+
+
 class MetricsLog:
-    """Worker 0's writer.
+    """Worker 0's writer. At a URL the one that began last writes, see `OtherWriter`.
 
     Args:
         run_uri: the run's folder or URL.
@@ -42,6 +52,8 @@ class MetricsLog:
 
         self._run_uri = run_uri
         self._staging: ExitStack | None = None
+        self._uploads, self._has_ended = threading.Lock(), threading.Event()
+        self._token = secrets.token_hex(8)
         if storage.is_local(run_uri):
             self._folder = storage.local_path(run_uri)
             storage.make_folder(self._folder)
@@ -49,6 +61,7 @@ class MetricsLog:
             self._staging = ExitStack()
             folder = self._staging.enter_context(temporary_folder("dist_embed-metrics-"))
             self._folder = Path(folder)
+            storage.write_text(storage.join(run_uri, WRITER_NAME), self._token)
         kept = [
             json.dumps(line)
             for line in read_metrics(run_uri)
@@ -62,6 +75,8 @@ class MetricsLog:
         self._tensorboard = SummaryWriter(
             str(self._folder / "tensorboard"), purge_step=after_step + 1, flush_secs=30
         )
+        if self._staging is not None:
+            threading.Thread(target=self._upload_lines, name="metrics", daemon=True).start()
 
     def write(
         self,
@@ -99,14 +114,26 @@ class MetricsLog:
                 self._tensorboard.add_scalar(name, value, step)
 
     def flush(self) -> None:
-        """Make what was written visible at the run's URI."""
+        """Make what was written visible at the run's URI. Raises OtherWriter."""
         self._tensorboard.flush()
-        if self._staging is None:
-            return
-        for path in self._folder.rglob("*"):
-            if path.is_file():
+        if self._staging is not None:
+            self._upload(path for path in self._folder.rglob("*") if path.is_file())
+
+    def _upload(self, paths: Iterable[Path]) -> None:
+        with self._uploads:  # an older text would replace a newer one
+            with suppress(FileNotFoundError):  # somebody has tidied up
+                if storage.read_text(storage.join(self._run_uri, WRITER_NAME)) != self._token:
+                    raise OtherWriter(f"another command trains {self._run_uri}, whose metrics stay")
+            for path in paths:
                 name = path.relative_to(self._folder).as_posix()
                 storage.write_bytes(storage.join(self._run_uri, name), path.read_bytes())
+
+    def _upload_lines(self) -> None:
+        while not self._has_ended.wait(EVERY_SECONDS):
+            try:
+                self._upload([self._path])
+            except Exception:  # a checkpoint tells of it, and of nothing that has passed
+                logging.getLogger(__name__).warning("metrics are not uploaded", exc_info=True)
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -117,10 +144,11 @@ class MetricsLog:
         exc: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._has_ended.set()
         self._tensorboard.close()
         self._file.close()
         # An error that ends the run is told, not that of the store that it may have come from.
-        with suppress(Exception) if exc else nullcontext():
+        with suppress(Exception if exc else OtherWriter):
             self.flush()
         if self._staging is not None:
             self._staging.close()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import struct
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import islice
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice, product
 from tokenize import TokenError
 from typing import IO, Any, Literal
 
@@ -16,7 +18,9 @@ import numpy as np
 from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
+from dist_embed.data.scratch import scratch_folder
 from dist_embed.storage.json_text import from_json
+from dist_embed.storage.local_file import named
 from dist_embed.vectors.file import BLOCK_BYTES, HeldSegment, VectorFileError, Vectors
 from dist_embed.vectors.stream import go_to, is_packed, open_stream, read_up_to
 from dist_embed.vectors.word_list import words_of
@@ -85,31 +89,29 @@ class ArrayVectors:
                 self._matrix = _npy_matrix(file, uri)
             else:
                 self._matrix = _safetensors_matrix(file, uri, tensor)
-        if self._matrix.by_columns and self._packed:
-            raise VectorFileError(
-                f"{uri}: is in Fortran's order, whose rows cannot be read from a compressed file: "
-                "unpack it, or save numpy.ascontiguousarray(…) of it"
-            )
         with open_stream(words_uri):  # told before anything is read
             pass
         self.width = self._matrix.width
         self.num_stated: int | None = self._matrix.num_rows
 
     def segments(self, part: int, num_parts: int) -> Iterator[HeldSegment]:
-        """See `VectorFile.segments`: every ``num_parts``-th group of rows."""
+        """See `VectorFile.segments`: every ``num_parts``-th group of rows.
+
+        Columns of a compressed file are unpacked to the disk first, of each part its own rows.
+        """
         matrix = self._matrix
         group = matrix.rows_at_once
+        is_unpacked = matrix.by_columns and self._packed
+        opened = self._unpacked(part, num_parts) if is_unpacked else self._as_it_lies()
         first = number = 0
-        with (
-            open_stream(self._words_uri) as list_file,
-            open_stream(self.uri, read_ahead=False) as file,
-        ):
+        with open_stream(self._words_uri) as list_file, opened as (file, there):
             at = 0
             all_words = words_of(list_file, self._words_uri, most=matrix.num_rows)
             while words := list(islice(all_words, group)):
                 if number % num_parts == part:
                     if matrix.by_columns:
-                        values = self._from_columns(file, first, len(words))
+                        row = number // num_parts * group if is_unpacked else first
+                        values = self._from_columns(file, there, row, len(words))
                     else:
                         values, at = self._rows(file, at, first, len(words))
                     yield HeldSegment(self.uri, first, words, values)
@@ -128,8 +130,29 @@ class ArrayVectors:
         data = self._read(file, count * per_row, first + count)
         return _values(data, self._matrix.type).reshape(-1, self.width), begin + len(data)
 
-    def _from_columns(self, file: IO[bytes], first: int, count: int) -> Vectors:
-        matrix = self._matrix
+    @contextmanager
+    def _as_it_lies(self) -> Iterator[tuple[IO[bytes], _Matrix]]:
+        with open_stream(self.uri, read_ahead=False) as file:
+            yield file, self._matrix
+
+    @contextmanager
+    def _unpacked(self, part: int, num_parts: int) -> Iterator[tuple[IO[bytes], _Matrix]]:
+        """The columns of a part's rows, in a temporary file. Raises UserError, OSError."""
+        matrix, group = self._matrix, self._matrix.rows_at_once
+        with scratch_folder("dist_embed-vectors-", f"columns of {self.uri} are unpacked") as folder:
+            path = os.path.join(folder, "columns")
+            with open_stream(self.uri) as packed, named(path), open(path, "wb") as file:
+                go_to(packed, 0, matrix.first_byte, self.uri, packed=True)
+                for _, first in product(range(matrix.width), range(0, matrix.num_rows, group)):
+                    count = min(group, matrix.num_rows - first)
+                    data = self._read(packed, count * matrix.itemsize, first + count)
+                    if first // group % num_parts == part:
+                        file.write(data)
+                own_rows = file.tell() // (matrix.width * matrix.itemsize)
+            with open(path, "rb") as file:
+                yield file, replace(matrix, first_byte=0, num_rows=own_rows)
+
+    def _from_columns(self, file: IO[bytes], matrix: _Matrix, first: int, count: int) -> Vectors:
         found = np.empty((count, self.width), dtype=np.float32)
         for column in range(self.width):
             file.seek(matrix.first_byte + matrix.itemsize * (column * matrix.num_rows + first))

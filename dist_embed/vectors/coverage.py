@@ -44,6 +44,8 @@ class Coverage:
         missing: the most frequent words without a vector, with their occurrences.
         policy: what the rows without a vector start from.
         stated: how many entries the file's header promises; None: nothing.
+        file_width: D of the file.
+        width: of the table's rows.
     """
 
     table: str
@@ -60,6 +62,8 @@ class Coverage:
     policy: str
     missing: list[tuple[str, int]] = field(default_factory=list)
     stated: int | None = None
+    file_width: int | None = None  # what is older has neither
+    width: int | None = None
 
     @property
     def token_share(self) -> float:
@@ -77,7 +81,7 @@ class Coverage:
         lines = [
             f"table {self.table}: {found:,} of {self.words:,} words ({_share(found, self.words)}) "
             f"and {_share(self.found_tokens, self.tokens)} of their running words start from "
-            f"{self.uri} ({self.entries:,} vectors; {ways or 'none'}"
+            f"{self.uri} ({self.entries:,} vectors{self._way_to_width()}; {ways or 'none'}"
             + (f"; {self.duplicates:,} duplicates passed over" if self.duplicates else "")
             + (f"; {self.unreadable:,} words are empty or not UTF-8" if self.unreadable else "")
             + ")"
@@ -98,6 +102,12 @@ class Coverage:
             lines.append(f"table {self.table}: without a vector ({self.policy}): {shown}")
         return lines
 
+    def _way_to_width(self) -> str:
+        if self.file_width is None or self.width is None or self.file_width == self.width:
+            return ""
+        way = "widened" if self.file_width < self.width else "projected"
+        return f", {way} from {self.file_width:,} to {self.width:,}"
+
 
 def coverage_of(
     tokenizer: Tokenizer,
@@ -112,6 +122,8 @@ def coverage_of(
     unreadable: int,
     policy: str,
     stated: int | None = None,
+    file_width: int | None = None,
+    width: int | None = None,
     pieces: bool = False,
 ) -> Coverage:
     """Sum up.
@@ -128,6 +140,8 @@ def coverage_of(
         unreadable: see `Coverage`.
         policy: see `Coverage`.
         stated: see `Coverage`.
+        file_width: see `Coverage`.
+        width: see `Coverage`.
         pieces: whether the file is one of pieces of words, whose pieces all count.
     """
     first = len(SPECIAL_TOKENS)
@@ -154,7 +168,7 @@ def coverage_of(
         words=int(counted.sum()), tokens=int(counts[counted].sum()),
         found_words=ways, found_tokens=int(counts[found].sum()),
         composed_words=int(composed.sum()), composed_tokens=int(counts[composed].sum()),
-        policy=policy, stated=stated,
+        policy=policy, stated=stated, file_width=file_width, width=width,
         missing=[(_word(tokenizer, first + int(i)), int(counts[i])) for i in most],
     )  # fmt: skip
 

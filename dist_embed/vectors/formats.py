@@ -9,7 +9,7 @@ from dist_embed.vectors.fasttext_binary import MAGIC, FastTextBinary
 from dist_embed.vectors.file import BYTE_ORDER_MARK, VectorFile, VectorFileError
 from dist_embed.vectors.number_lines import NumberLines
 from dist_embed.vectors.parquet import ParquetVectors
-from dist_embed.vectors.settings import Format, PretrainedSection
+from dist_embed.vectors.settings import WITHOUT_WORDS, Format, PretrainedSection
 from dist_embed.vectors.stream import open_stream, read_up_to
 from dist_embed.vectors.text import TextVectors, are_numbers, parse_header
 from dist_embed.vectors.word2vec_binary import Word2VecBinary
@@ -20,8 +20,8 @@ _REFUSED = (
     (
         re.compile(rb"\x80[\x02-\x05]"),
         "is pickled, as gensim's .kv and .model are, which can run code: it is not read; gensim "
-        "writes what is: gensim.models.KeyedVectors.load(FILE).save_word2vec_format('vectors.bin', "
-        "binary=True)",
+        "writes what is: m = gensim.utils.SaveLoad.load(FILE); "
+        "getattr(m, 'wv', m).save_word2vec_format('vectors.bin', binary=True)",
     ),
     (
         re.compile(rb"(\d+ ){6}< >\r?\n"),
@@ -64,21 +64,27 @@ def open_vectors(
         VectorFileError: it cannot be read, or not as this format.
     """
     found = format or detect_format(uri, with_words=words is not None)
-    if found in ("npy", "safetensors", "tsv"):
-        if words is None:
-            raise VectorFileError(f"{uri}: a matrix needs the list of its words beside it")
+    if words is not None:
         if found == "tsv":
             return NumberLines(uri, words)
-        return ArrayVectors(uri, found, words, tensor)
-    if words is not None:
+        if found == "npy" or found == "safetensors":
+            return ArrayVectors(uri, found, words, tensor)
         raise VectorFileError(f"{uri}: a list of words belongs to a matrix, this is {found}")
+    if found in WITHOUT_WORDS:
+        raise VectorFileError(f"{uri}: a matrix needs the list of its words beside it")
     if found == "fasttext-bin":
         return FastTextBinary(uri)
     if found == "word2vec-bin":
         return Word2VecBinary(uri)
     if found == "parquet":
         return ParquetVectors(uri)
-    return TextVectors(uri, has_header=found == "word2vec")
+    file = TextVectors(uri, has_header=found == "word2vec")
+    if format is None and file.may_be_counts:
+        raise VectorFileError(
+            f"{uri}: has one number for each word, as a list of counts has, which is no file of "
+            f"vectors; give `format: {found}` where it is one"
+        )
+    return file
 
 
 def detect_format(uri: str, *, with_words: bool = False) -> Format:

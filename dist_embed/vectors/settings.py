@@ -12,6 +12,8 @@ from dist_embed.section import EXPERT, Later, MaybeNo, Paths, Section
 Format = Literal[
     "word2vec", "word2vec-bin", "glove", "fasttext-bin", "npy", "safetensors", "parquet", "tsv"
 ]
+# What holds numbers alone, and its words in a list beside it.
+WITHOUT_WORDS: tuple[Format, ...] = ("npy", "safetensors", "tsv")
 Likeness = Literal["lowercase", "nfc", "digits", "hashes"]
 Missing = Literal["random", "mean", "subword"]
 Project = Literal["no", "pca", "random"]

@@ -87,8 +87,16 @@ def lines_of(file: IO[bytes], uri: str) -> Iterator[bytes]:
     with _errors_named(uri):
         for number, line in enumerate(iter(read, b""), start=1):
             if len(line) > LONGEST_LINE:
-                raise VectorFileError(f"{uri}, line {number}: longer than {LONGEST_LINE:,} bytes")
+                raise too_long(f"{uri}, line {number}")
             yield line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line
+
+
+def too_long(place: str) -> VectorFileError:
+    """What is wrong with the line at ``place``, which has more bytes than `LONGEST_LINE`."""
+    return VectorFileError(
+        f"{place}: longer than the {LONGEST_LINE:,} bytes that a line may have, so that none fills "
+        "the memory"
+    )
 
 
 class Forward:

@@ -25,7 +25,7 @@ from dist_embed.vectors.file import (
     Vectors,
     readable,
 )
-from dist_embed.vectors.stream import is_packed, open_stream, read_up_to
+from dist_embed.vectors.stream import is_packed, open_stream, read_up_to, too_long
 
 # Lines that tell the width where no header does, and what parts word and numbers.
 _SAMPLE_LINES = 1000
@@ -40,6 +40,10 @@ class TextVectors:
     Args:
         uri: the file, a local path or URL; decompressed by its ending.
         has_header: whether the first line gives number and width.
+
+    Attributes:
+        may_be_counts: whether it can as well be a list of words with their counts or scores: one
+            number for each word, and no header, or what may be a word and its count.
 
     Raises:
         VectorFileError: the file is empty, cannot be read, or its first lines are no vectors.
@@ -71,7 +75,10 @@ class TextVectors:
         self._tab_ends_word = 2 * sum(b"\t" in line for line in lines) > len(lines)
         if not has_header:
             self.width = _usual_width(lines, self._tab_ends_word, uri)
+            self.may_be_counts = self.width == 1
             return
+        are_whole = all(text.isdigit() for line in lines for text in line.split()[-1:])
+        self.may_be_counts = self.width == 1 and are_whole
         first_line = self._segment(self._first_byte, head.partition(b"\n")[0])
         if not all(are_numbers(text.split()) for text in first_line.numbers):
             raise first_line.first_mistake([0])
@@ -128,7 +135,7 @@ class TextVectors:
 
     def _check_line(self, size: int, offset: int) -> None:
         if size > LONGEST_LINE:
-            raise VectorFileError(f"{self._place(offset, 0)}: longer than {LONGEST_LINE:,} bytes")
+            raise too_long(self._place(offset, 0))
 
     def _segment(self, offset: int, block: bytes) -> _TextSegment:
         found = _TextSegment(self, offset)
@@ -150,13 +157,17 @@ class TextVectors:
         """Word and numbers of a line that has not one space before each number.
 
         Where all parts of a word but the first are numbers, the line may as well have too many,
-        and is refused; unless a tab is before the numbers and nowhere else.
+        and is refused; unless tabs tell: before all numbers, or before the first and nowhere else.
         """
         word, *numbers = line.rsplit(None, self.width)
         if len(numbers) < self.width and line[:1] in _SPACES and are_numbers([word, *numbers]):
             word, numbers = b"", [word, *numbers]  # no word, as at the beginning of the line
         more, behind = word.split()[1:], line[len(word) :].lstrip(b" ")
-        tab_decides = behind.startswith(b"\t") and b"\t" not in word + behind.lstrip(_SPACES)
+        tab_decides = (
+            behind.startswith(b"\t")
+            and b"\t" not in word
+            and (behind.count(b"\t") == self.width or b"\t" not in behind.lstrip(_SPACES))
+        )
         too_many = bool(more) and are_numbers(more) and not tab_decides
         if len(numbers) == self.width and not too_many:
             return word.strip(_SPACES), b" ".join(numbers)

@@ -4,12 +4,18 @@ matrix.
 
 from __future__ import annotations
 
+import re
 from array import array
 from collections.abc import Iterator
 from typing import IO
 
+from dist_embed.observe.events import printable
 from dist_embed.vectors.file import VectorFileError, readable
 from dist_embed.vectors.stream import lines_of
+
+# The names of columns under which words are as `as_cell` writes them.
+COUNTED = "word\tcount"
+_ESCAPED = re.compile(r"\\(?:[\\tnr]|x(?:[0189][0-9a-f]|7f)|u202[89])")
 
 
 class WordList:
@@ -35,6 +41,15 @@ class WordList:
         return [self[place] for place in range(first, min(end, len(self)))]
 
 
+def as_cell(word: str) -> str:
+    """A word as a cell of a table on one line; `words_of` gives it back."""
+    return printable(word.replace("\\", r"\\"))
+
+
+def _from_cell(text: str) -> str:
+    return _ESCAPED.sub(lambda found: found[0].encode().decode("unicode_escape"), text)
+
+
 def words_of(
     file: IO[bytes], uri: str, *, most: int | None = None, columns: bool = False
 ) -> Iterator[str]:
@@ -45,19 +60,21 @@ def words_of(
         file: the list.
         uri: where it lies, for messages.
         most: how many rows there are; empty lines behind them do not count.
-        columns: whether lines with tabs are columns, the words the first, under a line of names.
+        columns: whether lines with tabs are columns, the words the first, under a line of names;
+            under `COUNTED` they are as `as_cell` writes them.
 
     Raises:
         VectorFileError: it cannot be read, or has more words than ``most``.
     """
-    given, in_columns = 0, False
+    given, in_columns, are_cells = 0, False, False
     for number, line in enumerate(lines_of(file, uri)):
         word = line.rstrip(b"\r\n")
         if columns and not number and b"\t" in word:
-            in_columns = True
+            in_columns, are_cells = True, word == COUNTED.encode()
             continue
         if given != most:
             given += 1
-            yield readable(word.partition(b"\t")[0] if in_columns else word)
+            text = readable(word.partition(b"\t")[0] if in_columns else word)
+            yield _from_cell(text) if are_cells else text
         elif word:
             raise VectorFileError(f"{uri}: more words than the {most:,} rows beside it")

@@ -11,8 +11,12 @@ import pytest
 
 from dist_embed.data.languages.synthetic import SyntheticLanguage
 from dist_embed.data.tokenizer import SPACE, Tokenizer
+from dist_embed.errors import UserError
+from dist_embed.vectors.fasttext_binary import FastTextBinary
+from dist_embed.vectors.formats import open_vectors
 from tests.distributed.pool import RemoteError, WorkerPool
 from tests.distributed.started_rows import run, start_from
+from tests.unit.vector_entries import read
 
 gensim = pytest.importorskip("gensim")
 WIDTH = 8
@@ -55,6 +59,30 @@ def test_word2vec_files(
     assert len(known) == len(model.wv) == coverage.entries
     for word, i in known.items():
         np.testing.assert_array_equal(rows[i], model.wv[word])
+
+
+@pytest.mark.parametrize("kind", ["Word2Vec", "FastText", "Doc2Vec"])
+@pytest.mark.parametrize("name", ["v.model", "v.kv"])
+def test_what_gensim_saves_is_refused_with_the_line_that_writes_what_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sentences: Any, kind: str, name: str
+) -> None:
+    from gensim import models
+
+    texts = sentences
+    if kind == "Doc2Vec":
+        texts = [models.doc2vec.TaggedDocument(words, [n]) for n, words in enumerate(sentences)]
+    model = getattr(models, kind)(texts, vector_size=WIDTH, min_count=2, epochs=1, workers=1)
+    (model if name == "v.model" else model.wv).save(str(tmp_path / name))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="pickled") as caught:
+        open_vectors(name, None)
+    _, _, line = str(caught.value).partition("writes what is: ")
+    exec(line.replace("FILE", repr(name)), {"gensim": gensim})
+    written = open_vectors("vectors.bin", None)
+    assert not isinstance(written, FastTextBinary)
+    words, vectors = read(written)
+    assert words == model.wv.index_to_key
+    np.testing.assert_array_equal(vectors, [model.wv[word] for word in words])
 
 
 def saved_model(path: Path, sentences: Any, **settings: Any) -> Any:

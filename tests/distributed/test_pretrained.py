@@ -181,9 +181,10 @@ def test_projections_keep_what_they_promise(
     words = Tokenizer.from_words(
         [SPACE + f"w{n}" for n in range(count)], lowercase=False, split_punctuation=False
     )
-    rows, _ = run(
+    rows, coverage = run(
         workers, num_workers, str(uri), start_from(project="pca"), vocabulary=words, block=999
     )
+    assert f"({count} vectors, projected from 12 to {WIDTH}; " in coverage.lines()[0]
     # Three directions hold all there is: distances are kept exactly.
     centred = data - data.mean(0)
     got = rows[4 : 4 + count].astype(np.float64)
@@ -191,10 +192,12 @@ def test_projections_keep_what_they_promise(
     spread = got.var(0)
     assert all(spread[n] >= spread[n + 1] for n in range(3))
     for width in (8, 16):
-        rows, _ = run(
+        rows, coverage = run(
             workers, num_workers, str(uri), start_from(project="random"), vocabulary=words,
             block=999, width=width,
         )  # fmt: skip
+        way = "widened" if width > wide else "projected"
+        assert f" vectors, {way} from {wide} to {width}; " in coverage.lines()[0]
         got = rows[4 : 4 + count].astype(np.float64)
         lengths = np.square(got).sum(1).mean() / np.square(data).sum(1).mean()
         assert 0.3 < lengths < 3

@@ -167,6 +167,12 @@ def test_an_error_in_a_ray_worker_reaches_the_user_at_once(
     assert re.search(r"token shard .*shard-00000\.parquet.* expected, 11 bytes", failed.stderr)
     assert "Traceback" not in failed.stderr
     assert "workers are started again" not in failed.stdout
+    if not own:  # on the dashboard it has a name
+        listed = subprocess.run(
+            [cluster["RAY"], "job", "list"],
+            capture_output=True, text=True, env=cluster, timeout=100, check=True,
+        )  # fmt: skip
+        assert "'job_name': 'run'" in listed.stdout
 
 
 @pytest.mark.heavy

@@ -109,10 +109,14 @@ def test_columns_are_named_or_numbered() -> None:
         ({"source_column": 1}, "target_column: 'target' is not allowed with source_column=1"),
         ({"source_column": 0, "target_column": 1}, "source_column: 0 is not allowed"),
         # As YAML reads a bare `no`, Norwegian, and `yes`.
-        ({"source_column": "en", "target_column": False},
-         'target_column: False is not allowed: .* in quotes, "no"'),
-        ({"source_column": 2, "target_column": True},
-         'target_column: True is not allowed: .* in quotes, "yes"'),
+        (
+            {"source_column": "en", "target_column": False},
+            r'target_column: False is not allowed: .* in quotes, "no"\)',
+        ),
+        (
+            {"source_column": 2, "target_column": True},
+            r'target_column: True is not allowed: .* in quotes, "yes"\)',
+        ),
         ({"max_line_bytes": 2**40}, "max_line_bytes: 1099511627776 is not allowed"),
         ({"quoting": "yes"}, "quoting: 'yes' is not allowed"),
         ({"pairs": None, "source": "s", "target": "t", "quoting": "csv"}, "'csv' is of `pairs`"),

@@ -9,7 +9,7 @@ import re
 import tarfile
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -18,13 +18,15 @@ import pytest
 import yaml
 from safetensors.numpy import save_file
 
+from dist_embed.config.load import load_config
 from dist_embed.data.tokenizer import SPACE, Tokenizer
 from dist_embed.embedding.composed_rows import ComposedRows
 from dist_embed.errors import UserError
+from dist_embed.training.vector_files import check_vectors
 from dist_embed.vectors.fasttext_binary import FastTextBinary
-from dist_embed.vectors.formats import open_file_of
+from dist_embed.vectors.formats import detect_format, open_file_of
 from dist_embed.vectors.match import VocabularyKeys
-from dist_embed.vectors.settings import PretrainedSection
+from dist_embed.vectors.settings import Format, PretrainedSection
 from tests.unit.fasttext_file import model
 from tests.unit.vector_entries import read
 
@@ -97,6 +99,29 @@ def test_vectors_are_read(
         pairs = keys.match(names)
         found[pairs.ids] = vectors[pairs.places]
     np.testing.assert_array_equal(found[-len(WORDS) :], VECTORS, err_msg=form)
+
+
+def test_each_format_can_be_named_in_a_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[Format] = set()
+    for number, (form, written, content) in enumerate(examples("Vectors", 0)):
+        (tmp_path / str(number)).mkdir()
+        monkeypatch.chdir(tmp_path / str(number))
+        Path("words.txt").write_text("the\n1990\n")
+        given = yaml.safe_load(written)
+        make(given["uri"], content)
+        format = detect_format(given["uri"], with_words="words" in given)
+        source = {"pretrained": given | {"format": format}}
+        Path("c.yaml").write_text(yaml.safe_dump({
+            "run": {"uri": "r"}, "data": {"synthetic": {}}, "train": {"max_steps": 1},
+            "embedding": {"width": 2, "tables": {"source": source}},
+        }))  # fmt: skip
+        config = load_config("c.yaml")
+        check_vectors(config)
+        assert config.embedding.tables.source is not None, form
+        seen.add(format)
+    assert seen == {*get_args(Format)}
 
 
 @pytest.mark.parametrize(("form", "content", "instead"), examples("Vectors", 1))

@@ -10,6 +10,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -74,6 +75,13 @@ def at(job: Object, path: str) -> Any:
     for name in others:
         place = place.get(name) if isinstance(place, dict) else place
     return place
+
+
+def test_the_head_knows_which_version_sent_the_job() -> None:
+    environment = at(manifest(config_of("s3://bucket/one")), "head")["template"]["spec"][
+        "containers"
+    ][0]["env"]
+    assert {"name": "DIST_EMBED_SENT_BY", "value": version("dist_embed")} in environment
 
 
 def mounted_configuration(job: Object) -> str:

@@ -150,6 +150,10 @@ def test_what_was_found_is_told_in_full() -> None:
     assert lines[1] == (
         "table t: u holds 12,345 vectors, which are taken; its header promises 12,346"
     )
+    for widths, way in (((50, 1_024), ", widened from 50 to 1,024"), ((1_024, 50),
+                        ", projected from 1,024 to 50"), ((50, 50), "")):  # fmt: skip
+        (first, *_) = replace(found, file_width=widths[0], width=widths[1]).lines()
+        assert f"(12,345 vectors{way}; 1,000 as written" in first
     nothing = Coverage(
         **(how | {"found_tokens": 0}), entries=1, duplicates=0, unreadable=0, words=0, tokens=0,
         found_words={"as written": 0}, composed_words=0, composed_tokens=0,

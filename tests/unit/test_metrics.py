@@ -14,7 +14,8 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from dist_embed.errors import StoreUnavailable
-from dist_embed.run.metrics import METRICS_NAME, MetricsLog, read_metrics
+from dist_embed.run import metrics
+from dist_embed.run.metrics import METRICS_NAME, MetricsLog, OtherWriter, read_metrics
 from dist_embed.storage import uri as storage
 
 
@@ -80,6 +81,37 @@ def test_what_is_evaluated_again_at_the_resumed_step_is_dropped(run_uri: str) ->
             pass
         assert len(read_metrics(run_uri)) == kept
     assert [line["step"] for line in read_metrics(run_uri)] == [1, 1, 1, 2]
+
+
+def test_lines_at_a_url_are_seen_while_it_trains(
+    monkeypatch: pytest.MonkeyPatch, run_uri: str
+) -> None:
+    monkeypatch.setattr(metrics, "EVERY_SECONDS", 0.01)
+    with MetricsLog(run_uri, 0) as log:
+        log.write(1, loss=1.0)
+        give_up_at = time.monotonic() + 60
+        while not read_metrics(run_uri) and time.monotonic() < give_up_at:
+            time.sleep(0.01)
+        assert [line["step"] for line in read_metrics(run_uri)] == [1]
+
+
+def test_at_a_url_the_command_that_began_last_has_the_metrics() -> None:
+    """The other may be the rest of a lost machine, which another command has taken over from."""
+    run_uri = f"memory://m-{uuid.uuid4().hex}"
+    with MetricsLog(run_uri, 0) as lost:
+        lost.write(1, loss=1.0)
+        lost.flush()
+        with MetricsLog(run_uri, 1) as log:
+            log.write(2, loss=2.0)
+            lost.write(2, loss=9.0)
+            with pytest.raises(OtherWriter):
+                lost.flush()
+        lost.write(3, loss=9.0)
+    assert [(line["step"], line["loss"]) for line in read_metrics(run_uri)] == [(1, 1.0), (2, 2.0)]
+    with MetricsLog(run_uri, 2) as log:
+        storage.remove(storage.join(run_uri, metrics.WRITER_NAME))
+        log.write(3, loss=3.0)
+    assert len(read_metrics(run_uri)) == 3
 
 
 def test_a_torn_last_line_is_left_out(tmp_path: Path) -> None:

@@ -285,8 +285,9 @@ def test_another_machine_is_not_spoken_to_without_a_token(
 
 @pytest.mark.parametrize(
     ("here", "sent_by", "complaint"),
-    [("0.2.0", "0.2.0", None), ("0.2.0", "0.2.1", None), ("0.2.0", "0.3.0", "but 0.3.0 has sent"),
-     ("0.2.0", "", "but another version has sent"), ("0.10.0", "0.1.0", "install the same")],
+    [("0.2.0", "0.2.0", None), ("0.2.0", "0.2.1", None),
+     ("0.2.0", "0.3.0", "who sent the job has 0.3.0"), ("0.10.0", "0.1.0", "install the same"),
+     ("0.2.0", "", "who sent the job has another version")],
 )  # fmt: skip
 def test_a_job_of_another_version_ends_with_a_line(
     here: str, sent_by: str, complaint: str | None, monkeypatch: pytest.MonkeyPatch,
@@ -295,13 +296,24 @@ def test_a_job_of_another_version_ends_with_a_line(
     sent = request(config_of(), ships_folder=False)["runtime_env"]["env_vars"]
     monkeypatch.setenv(CONFIG, sent[CONFIG])
     monkeypatch.setenv(SENT_BY, sent_by)
-    monkeypatch.setattr("dist_embed.jobs.arrived.version", lambda name: here)
+    for module in ("jobs.arrived", "installed"):
+        monkeypatch.setattr(f"dist_embed.{module}.version", lambda name: here)
     if complaint:
         with pytest.raises(UserError, match=complaint):
             config_of_job()
     else:
         assert config_of_job() == config_of(launcher="ray")
         assert ("0.2.1 has sent this job to 0.2.0" in capsys.readouterr().err) == (here != sent_by)
+
+
+@pytest.mark.parametrize("command", ["train", "prepare"])
+def test_commands_of_a_job_of_another_version_end_before_they_read(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Jobs of Slurm and Kubernetes call these; the configuration may have keys of that version."""
+    monkeypatch.setenv(SENT_BY, "0.99.0")
+    assert main([command, "/no/such/file.yaml"]) == 2
+    assert "but who sent the job has 0.99.0: install the same" in capsys.readouterr().err
 
 
 def test_what_a_job_calls_is_for_jobs(capsys: pytest.CaptureFixture[str]) -> None:

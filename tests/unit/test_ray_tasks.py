@@ -226,6 +226,17 @@ def test_a_node_that_does_not_see_the_folder_says_so(tmp_path: Path) -> None:
         module._call(abs, setup, (1,))
 
 
+def test_a_node_with_another_version_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    (folder / "mark").write_text("0.99.0")
+    setup = module._Setup("name", str(folder), [])
+    with pytest.raises(UserError, match=r"but the command has 0\.99\.0: install the same on both"):
+        module._call(abs, setup, (1,))
+
+
 def test_what_hands_over_lies_in_a_folder_that_goes(tmp_path: Path) -> None:
     with RayTasks(str(tmp_path), NODE, 0, 9.0).scratch("words-", "words are counted") as folder:
         Path(folder, "spill-0").write_text("words")

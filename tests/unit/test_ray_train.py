@@ -834,6 +834,11 @@ def test_what_workers_tell_bears_the_name_of_their_start(
     with pytest.raises(OSError, match="passing"):
         ray_worker.work(ray_worker.work_for(fail, (), mailbox, 1, "night"))
     ray_worker.work(ray_worker.work_for(work, (4,), mailbox, 2, "night"))
+    handed = ray_worker.work_for(work, (4,), mailbox, 3, "night")
+    with pytest.raises(UserError, match=r"has dist_embed .*, but the command has 0\.99\.0"):
+        ray_worker.work(handed | {"version": "0.99.0", "sealed": b"which may not open there"})
+    assert told.pop(-1)["kind"] == "failure"
+    assert told.pop(-1)["start"] == 3
     names = [(event["kind"], event.get("start")) for event in told]
     assert names == [
         ("begin", 1), ("failure", 1), ("begin", 2), ("line", 2),

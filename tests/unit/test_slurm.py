@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,8 @@ _COMMANDS = {
     "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
     "scontrol": "echo here",
     "squeue": "",
-    "dist-embed": 'echo "$1: ${RAY_ADDRESS-none}"; cat /dev/stdin >"$FOLDER/$1.yaml"',
+    "dist-embed": 'echo "$1: ${RAY_ADDRESS-none} $DIST_EMBED_SENT_BY"\n'
+    'cat /dev/stdin >"$FOLDER/$1.yaml"',
 }
 
 
@@ -144,7 +146,8 @@ def test_no_ray_of_the_sender_is_used(tmp_path: Path) -> None:
              "SLURM_NTASKS": "1", "SLURM_LOCALID": "0"},
         capture_output=True, timeout=60, check=True,
     )  # fmt: skip
-    assert done.stdout == "prepare: none\ntrain: none\n"
+    here = version("dist_embed")
+    assert done.stdout == f"prepare: none {here}\ntrain: none {here}\n"
     for command in ("prepare", "train"):
         cluster = load_config(tmp_path / f"{command}.yaml").cluster
         assert (cluster.launcher, cluster.address) == ("local", None)
@@ -166,6 +169,14 @@ def test_what_cannot_be_a_script_is_refused(
 ) -> None:
     with pytest.raises(UserError, match=complaint):
         script(config_of(uri, slurm))
+
+
+def test_a_corpus_of_this_process_alone_is_refused() -> None:
+    config = config_of()
+    corpora = {"train": {"pairs": "memory://a"}, "validation": {"pairs": "b"}}
+    data = config.data.model_validate(corpora | {"uri": config.data.uri})
+    with pytest.raises(UserError, match=r"data\.train\.pairs: 'memory://a' is not allowed"):
+        script(config.model_copy(update={"data": data}))
 
 
 def test_options_of_one_line_alone_are_taken() -> None:
@@ -213,6 +224,25 @@ def test_where_no_slurm_answers_it_is_told_what_the_command_ended_for(
     assert str(raised.value) == "squeue: Could not establish a configuration source"
 
 
+def test_a_job_that_never_begins_is_told_as_it_is_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = (
+        "JobId=9\n JobState=PENDING Reason=PartitionNodeLimit\n RunTime=00:00:00 ExitCode=0:0\n "
+        "Comment=dist_embed /runs/one\n StdOut=/x\n"
+    )
+    answers = {"squeue": "", "scontrol": shown, "sbatch": "9\n"}
+    monkeypatch.setattr(slurm, "_slurm", lambda command, *arguments, text=None: answers[command])
+    path = tmp_path / "config.yaml"
+    path.write_text(CONFIG)
+    assert main(["submit", str(path), "--to", "slurm"]) == 0
+    told = capsys.readouterr()
+    assert told.out.startswith("job 9: ")
+    assert "waits: PartitionNodeLimit: it never begins as it was sent" in told.err
+    answers["scontrol"] = shown.replace("PartitionNodeLimit", "Priority")
+    assert slurm.job("9").reason == "Priority"
+
+
 def test_the_status_of_a_run_is_elsewhere(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -230,6 +260,8 @@ def test_a_run_has_one_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slurm, "_slurm", lambda command, *arguments, text=None: answers[command])
     with pytest.raises(UserError, match=r"'/runs/one' is the run of job 7, which has not ended"):
         slurm.submit("", "/runs/one")
+    with pytest.raises(UserError, match=r"'file:///runs/./one/' is the run of job 7"):
+        slurm.submit("", "file:///runs/./one/")
     assert slurm.submit("", "/runs/two") == "9"
     answers["scontrol"] = answers["scontrol"].replace("RUNNING", "COMPLETED")
     assert slurm.submit("", "/runs/one") == "9"

@@ -656,7 +656,7 @@ def test_a_line_without_an_end_is_refused_by_its_limit(
         monkeypatch.setattr(module, "LONGEST_LINE", 300)
     monkeypatch.setattr(text, "_TAIL_BYTES", 16)
     long, pack = b"c" * 290, PACKED[name.removeprefix("v.txt")]
-    told = rf"{name}, line 4: longer than 300 bytes"
+    told = rf"{name}, line 4: longer than the 300 bytes that a line may have, so that none fills"
     for count, is_read in ((1, True), (3, False)):
         content = b"3 2\na 1 2\nb 3 4\n" + long * count + b" 5 6\nd 7 8\n"
         file = as_file(open_vectors(saved(tmp_path, name, pack(content)), None))

@@ -9,6 +9,7 @@ import lzma
 import pickle
 import struct
 import tarfile
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,14 @@ def test_a_tab_decides_where_the_word_ends(tmp_path: Path) -> None:
         words, vectors = found_in(saved(tmp_path, "v.txt", header + lines))
         assert words == ["the", "ENTITY/Apollo 11", "ENTITY/1 2 3"]
         np.testing.assert_array_equal(vectors, VECTORS)
+    in_columns = b"the\t1\t2\n12 000\t3\t4\nENTITY/1 2 3 \t 5\t6\r\n"
+    for header in (b"", b"3 2\n"):
+        words, vectors = found_in(saved(tmp_path, "v.txt", header + in_columns))
+        assert words == ["the", "12 000", "ENTITY/1 2 3"]
+        np.testing.assert_array_equal(vectors, VECTORS)
+    for wrong in (b"12\t000\t3\t4", b"12 000\t3 4 5", b"12 0\t1\t3\t4", b"12 000 3\t4"):
+        with pytest.raises(VectorFileError, match=r"line 2: [34] numbers, the width is 2"):
+            found_in(saved(tmp_path, "v.txt", in_columns.replace(b"12 000\t3\t4", wrong)))
     too_many = b"the\t1 2\na\t3 4 5\nc\t5 6\n"
     with pytest.raises(VectorFileError, match="line 2: 3 numbers, the width is 2"):
         found_in(saved(tmp_path, "v.txt", too_many))
@@ -101,7 +110,7 @@ def archives(folder: Path) -> list[tuple[str, Path]]:
     found = [("zip", folder / "glove.zip")]
     with zipfile.ZipFile(found[0][1], "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("in/v.2d.txt", PLAIN)
-        archive.writestr("in/v.1d.txt", b"x 1\n")
+        archive.writestr("in/v.one.txt", b"x 1 2\n")
     for mode, name in (
         ("w", "v.tar"),
         ("w:gz", "v.tar.gz"),
@@ -110,7 +119,7 @@ def archives(folder: Path) -> list[tuple[str, Path]]:
     ):
         found.append(("tar", folder / name))
         with tarfile.open(folder / name, mode) as tar:  # type: ignore[call-overload]
-            for member, content in (("in/v.2d.txt", PLAIN), ("in/v.1d.txt", b"x 1\n")):
+            for member, content in (("in/v.2d.txt", PLAIN), ("in/v.one.txt", b"x 1 2\n")):
                 info = tarfile.TarInfo(member)
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
@@ -127,7 +136,7 @@ def test_a_file_in_an_archive_is_read_by_its_name(
             assert found_in(uri)[0] == ["a", "b", "c"]
             assert storage.absolute(uri) == f"{kind}://in/v.2d.txt::{path}"
             assert path_of(uri) == str(place)
-        assert found_in(f"{kind}://in/v.1d.txt::{path}")[0] == ["x"]
+        assert found_in(f"{kind}://in/v.one.txt::{path}")[0] == ["x"]
         with pytest.raises(VectorFileError, match=r"none\.txt::.*: no such file"):
             open_vectors(f"{kind}://none.txt::{path}", None)
         with pytest.raises(VectorFileError, match=rf"{kind}://NAME::"):
@@ -156,9 +165,43 @@ def test_arrays_of_any_order(
     assert found == ["a", "b", "c"]
     np.testing.assert_array_equal(vectors, VECTORS)
     packed = saved(tmp_path, "v.npy.gz", gzip.compress((tmp_path / "v.npy").read_bytes()))
-    if order == "F":
-        with pytest.raises(VectorFileError, match=r"Fortran's order.*unpack it, or save"):
-            open_vectors(packed, None, words=words)
+    np.savez(tmp_path / "v.npz", np.asarray(VECTORS.astype(type), order=order))
+    for uri in (packed, str(tmp_path / "v.npz"), f"zip://arr_0.npy::{tmp_path}/v.npz"):
+        found, vectors = found_in(uri, words=words)
+        assert found == ["a", "b", "c"]
+        np.testing.assert_array_equal(vectors, VECTORS)
+
+
+def test_columns_of_a_compressed_array_are_unpacked_by_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full_disk: Any
+) -> None:
+    """Each worker its own rows alone, in a folder that goes with it."""
+    monkeypatch.setattr(arrays, "_COLUMNS_BLOCK_BYTES", 2 * 3 * 4)
+    values = np.random.default_rng(1).standard_normal((11, 3)).astype(np.float32)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    np.savez_compressed(tmp_path / "v.npz", np.asfortranarray(values))
+    words = saved(tmp_path, "words", b"".join(b"w%d\n" % n for n in range(11)))
+    file = open_vectors(f"{tmp_path}/v.npz", None, words=words)
+    assert not isinstance(file, FastTextBinary)
+    for num_parts in (1, 2, 3, 9):
+        found, vectors = read(file, num_parts)
+        assert found == [f"w{n}" for n in range(11)]
+        np.testing.assert_array_equal(vectors, values)
+    segments = file.segments(0, 2)  # of rows 0, 1, 4, 5, 8, 9
+    next(segments)
+    assert [path.stat().st_size for path in scratch.rglob("*") if path.is_file()] == [6 * 3 * 4]
+    del segments
+    assert list(scratch.iterdir()) == []
+    np.save(tmp_path / "v.npy", np.asfortranarray(values))
+    content = gzip.compress((tmp_path / "v.npy").read_bytes()[:-1])
+    cut = saved(tmp_path, "v.gz", content)
+    with pytest.raises(VectorFileError, match=r"v\.gz: ends before row 11"):
+        found_in(cut, words=words)
+    with full_disk(), pytest.raises(OSError, match=rf"File too large: '{scratch}/.*/columns'"):
+        read(file)
+    assert list(scratch.iterdir()) == []
 
 
 def test_arrays_of_a_npz(tmp_path: Path) -> None:
@@ -209,6 +252,51 @@ def test_what_is_no_file_of_vectors_is_named_and_gets_no_width(
     with pytest.raises(VectorFileError, match=said) as caught:
         open_vectors(uri, None)
     assert str(caught.value).startswith(uri)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"the 1061396\nof 593677\n", b"the\t1061396\nof\t593677\n",  # GloVe's vocab.txt
+        "<unk>\t0\n<s>\t0\n▁the\t-3.2\n".encode(),  # SentencePiece's .vocab, unigram
+        "<unk>\t0\n<s>\t-1\n▁t\t-2\n".encode(),  # and BPE
+        b"t h 5\nth e</w> 4\n", b"th@@ 1061396\ne 9\n",  # subword-nmt's codes and vocabulary
+        b"0\tthe\t1061396\n1\tof\t593677\n", b"2\n0\tthe\t2\n1\tof\t1\n",  # gensim's Dictionary
+        b"dim 100\nws 5\nepoch 5\n",  # `fasttext dump … args`
+        b"0 1\n00 1\n1 7\nthe 9\n", b"10\t1\n11\t1\n",  # whose first line is like a header
+    ],
+)  # fmt: skip
+def test_a_list_of_counts_is_no_file_of_vectors(tmp_path: Path, content: bytes) -> None:
+    for name, pack in (("counts", bytes), ("counts.gz", gzip.compress)):
+        uri = saved(tmp_path, name, pack(content))
+        format = detect_format(uri)
+        with pytest.raises(VectorFileError, match=f"counts.*one number.*`format: {format}`"):
+            open_vectors(uri, None)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"1061396 the\n593677 of\n", b"   1061396 the\n     12 2000\n      9 of\n",  # uniq -c
+        b"3\nthe 1061396 word\nof 593677 word\n</s> 5 word\n",  # `fasttext dump … dict`
+    ],
+)  # fmt: skip
+def test_other_lists_of_counts_have_no_numbers_behind_words(tmp_path: Path, content: bytes) -> None:
+    with pytest.raises(VectorFileError, match="expected lines of a word and numbers"):
+        open_vectors(saved(tmp_path, "counts", content), None)
+
+
+def test_vectors_of_one_number_are_read_with_a_header_or_where_they_are_meant(
+    tmp_path: Path,
+) -> None:
+    lines = b"a 1\nb 0.5\nc -2\n"
+    for content, format in (
+        (b"3 1\n" + lines, None),
+        (lines, "glove"),
+        (b"3 1\na 7\nb 8\nc 9\n", "word2vec"),
+    ):
+        words, vectors = found_in(saved(tmp_path, "v", content), format)  # type: ignore[arg-type]
+        assert (words, vectors.shape) == (["a", "b", "c"], (3, 1))
 
 
 def test_pickled_arrays_are_not_read(tmp_path: Path) -> None:
@@ -302,14 +390,34 @@ def test_the_projectors_files_come_back(
     import torch
 
     monkeypatch.setattr(number_lines, "BLOCK_BYTES", rows_at_once * 48)
-    rows = np.random.default_rng(1).standard_normal((3, 3)).astype(np.float32)
-    files = projector_files(["a", "b\tc", "d\n"], np.arange(3), torch.from_numpy(rows), "t")
+    odd = [
+        "\t",
+        r"\t",
+        "\\\t",
+        r"\\t",
+        "a\n",
+        "\r",
+        "\x1f\x85",
+        r"\x1f",
+        "\u2028",
+        "東京",
+        "\\",
+        r"\o/",
+    ]
+    rows = np.random.default_rng(1).standard_normal((len(odd), 3)).astype(np.float32)
+    files = projector_files(odd, np.arange(len(odd)), torch.from_numpy(rows), "t")
     for name, content in files.items():
         (tmp_path / name).write_text(content)
+    assert len(files["metadata.tsv"].splitlines()) == 1 + len(odd)  # whatever parts lines
     words = str(tmp_path / "metadata.tsv")
     found, vectors = found_in(str(tmp_path / "vectors.tsv"), words=words)
-    assert found == ["a", "b\\tc", "d\\n"]  # neither can stand in a column
+    assert found == odd
     np.testing.assert_array_equal(vectors, rows)
+    # What others have written is as it stands.
+    saved(tmp_path, "vectors.tsv", b"1 2\n3 4\n5 6\n")
+    for listed in (b"word\tn\n\\times\t1\n\\\\\t2\nb\t3\n", b"\\times\n\\\\\nb\n"):
+        words = saved(tmp_path, "theirs", listed)
+        assert found_in(str(tmp_path / "vectors.tsv"), words=words)[0] == [r"\times", r"\\", "b"]
     few, many = saved(tmp_path, "few", b"a\nb\n"), saved(tmp_path, "many", b"a\nb\nc\nd\n")
     for listed, said in ((few, "few: 2 words, but"), (many, "many: more words than the 3 rows")):
         with pytest.raises(VectorFileError, match=said):
