@@ -121,7 +121,7 @@ def _prune(arguments: argparse.Namespace) -> None:
         )
     }
     for name, value in given.items():
-        if not value >= 0:  # nor no number
+        if not value >= 0:  # which NaN is not
             raise UserError(f"--{name.replace('_', '-')}: {value} is not allowed; at least 0")
     if not given["keep_last"] and not given["keep_best"]:
         raise UserError("--keep-last 0 with --keep-best 0 would leave no checkpoint to resume from")
