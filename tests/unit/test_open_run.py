@@ -224,5 +224,7 @@ def test_it_translates_as_the_command_does(run: str, monkeypatch: pytest.MonkeyP
     assert isinstance(found, Sequence)
     assert (found[0], found[-1:], found.index("x"), "x" in found) == ("x", ["x"], 0, True)
     assert opened.translate([]) == Translations(None, [])
+    with pytest.raises(UserError, match=r"^beam: 1000000000 is not allowed: .* in 1 … 1,000$"):
+        opened.translate(["a"], beam=10**9)
     assert len(asked) == 1
     assert config_from_dict(opened.config.model_dump()).cluster.num_workers == 3
