@@ -13,7 +13,7 @@ import re
 import secrets
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -41,7 +41,7 @@ _TIMES = (
     "mtime", "LastModified", "last_modified", "modified", "updated", "Last-Modified", "created",
 )  # fmt: skip
 _TAGS = ("ETag", "etag")  # what else another content has another of
-_DIGEST_BLOCK_BYTES = 2**22
+_DIGEST_BLOCK_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -175,13 +175,16 @@ def _parsed_time(text: str) -> datetime | None:
     return None
 
 
-def sha256_of(uri: str) -> str:
-    """SHA-256 of a file's bytes as stored, in hex. Raises OSError, or StoreUnavailable."""
+def sha256_of(uri: str, passing: Callable[[Iterable[bytes]], Iterable[bytes]] = iter) -> str:
+    """SHA-256 of a file's bytes as stored, in hex. Raises OSError, or StoreUnavailable.
+
+    ``passing`` passes on the file's MiBs, from the first one again where a store has failed.
+    """
 
     def read(fs: fsspec.AbstractFileSystem, path: str) -> str:
         digest = hashlib.sha256()
         with _opened(fs, path, uri) as file:
-            while block := file.read(_DIGEST_BLOCK_BYTES):
+            for block in passing(iter(lambda: file.read(_DIGEST_BLOCK_BYTES), b"")):
                 digest.update(block)
         return digest.hexdigest()
 
