@@ -25,7 +25,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema
 
-from dist_embed.arguments import path_as_text
+from dist_embed.arguments import path_as_text, whole_number
 from dist_embed.errors import ConfigError
 from dist_embed.mistakes import mistakes
 
@@ -169,6 +169,17 @@ def known_keys(model: type[BaseModel]) -> dict[str, Known]:
 def keys_marked(model: type[BaseModel], mark: Mark) -> set[str]:
     """The dotted keys with a mark."""
     return {key for key, known in known_keys(model).items() if mark in known.marks}
+
+
+def whole_number_for(model: type[BaseModel], key: str, name: str, value: Any) -> int:
+    """``value``, given in place of a section's ``key``, as a whole number that the key may be.
+
+    Raises UserError, which calls it ``name``.
+    """
+    found = model.model_json_schema()["properties"][key]
+    limits = next(one for one in found.get("anyOf", [found]) if one.get("type") == "integer")
+    least = limits["minimum"] if "minimum" in limits else limits["exclusiveMinimum"] + 1
+    return whole_number(name, value, least, limits["maximum"])
 
 
 def _keys(

@@ -17,18 +17,19 @@ from dist_embed.api.given import (
 )
 from dist_embed.arguments import one_of, whole_number
 from dist_embed.cluster.feed import Feed
-from dist_embed.cluster.settings import LauncherChoice
+from dist_embed.cluster.settings import ClusterSection, LauncherChoice
 from dist_embed.config.checks import check
 from dist_embed.config.paths import with_absolute_paths
 from dist_embed.config.schema import Config
 from dist_embed.data.lines_ahead import LinesAhead
 from dist_embed.errors import UserError
 from dist_embed.installed import WORKERS_NEED, require
-from dist_embed.model.settings import ReplaceUnknown, TooLong
+from dist_embed.model.settings import ReplaceUnknown, SearchSection, TooLong
 from dist_embed.observe.events import Event, shown_by
 from dist_embed.observe.quiet import quiet_environment
 from dist_embed.parallel.collector import collector_off
 from dist_embed.parallel.torchrun import under_torchrun
+from dist_embed.section import whole_number_for
 from dist_embed.storage import uri as storage
 from dist_embed.streams import say
 from dist_embed.training.results import Evaluation, Translations
@@ -122,7 +123,9 @@ def translate_stream(
     """
     if under_torchrun():  # each process would read and write as this one does
         raise UserError("translate starts workers of its own: call it without torchrun")
-    ahead = LinesAhead(lines)
+    most = config.search.most_characters
+    # One more tells that a line goes on; all of it would be sent to each worker.
+    ahead = LinesAhead(line[: most + 1] for line in lines)
     feed = Feed(ahead, write)
     with closing(ahead):
         if ahead.are_none(NONE_SECONDS):
@@ -163,7 +166,7 @@ def config_to_use(
     # The machine here need not have the device that trained the run.
     instead: dict[str, Any] = {"device": "auto"}
     if workers is not None:
-        instead["num_workers"] = whole_number("workers", workers, 1)
+        instead["num_workers"] = whole_number_for(ClusterSection, "num_workers", "workers", workers)
     cluster = config.cluster.model_copy(update=instead)
     # Nothing is trained: an optimizer without state, which every device has.
     embedding = config.embedding.model_copy(
@@ -171,16 +174,15 @@ def config_to_use(
     )
     config = config.model_copy(update={"cluster": cluster, "embedding": embedding})
     instead = {}
-    if beam is not None:
-        instead["beam"] = whole_number("beam", beam, 1)
-    if candidates is not None:
-        auto = candidates == "auto"
-        instead["candidates"] = "auto" if auto else whole_number("candidates", candidates, 0)
+    numbers = {"beam": beam, "candidates": candidates, "max_source_tokens": max_source_tokens}
+    for key, value in numbers.items():
+        if value == "auto" and key == "candidates":
+            instead[key] = value
+        elif value is not None:
+            instead[key] = whole_number_for(SearchSection, key, key, value)
     if replace_unknown is not None:
         one_of("replace_unknown", replace_unknown, get_args(ReplaceUnknown))
         instead["replace_unknown"] = replace_unknown
-    if max_source_tokens is not None:
-        instead["max_source_tokens"] = whole_number("max_source_tokens", max_source_tokens, 1)
     if too_long is not None:
         one_of("too_long", too_long, get_args(TooLong))
         instead["too_long"] = too_long

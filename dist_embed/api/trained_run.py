@@ -13,7 +13,7 @@ from dist_embed.arguments import whole_number
 from dist_embed.cluster.settings import LauncherChoice
 from dist_embed.config.schema import Config
 from dist_embed.errors import UserError
-from dist_embed.model.settings import ReplaceUnknown
+from dist_embed.model.settings import ReplaceUnknown, TooLong
 from dist_embed.observe.events import Event
 from dist_embed.run.folder import read_run_config
 from dist_embed.storage import uri as storage
@@ -127,13 +127,16 @@ class TrainedRun:
         beam: int | None = None,
         candidates: int | Literal["auto"] | None = None,
         replace_unknown: ReplaceUnknown | None = None,
+        max_source_tokens: int | None = None,
+        too_long: TooLong | None = None,
         launcher: LauncherChoice = "local",
         on_event: Callable[[Event], None] | None = None,
     ) -> Translations:
         """Translate lines of text; see `translate`, and of the settings `config_to_use`."""
         config = config_to_use(
             self.uri, workers=workers, beam=beam, candidates=candidates,
-            replace_unknown=replace_unknown,
+            replace_unknown=replace_unknown, max_source_tokens=max_source_tokens,
+            too_long=too_long,
         )  # fmt: skip
         return translate(config, lines, step=step, launcher=launcher, on_event=on_event)
 

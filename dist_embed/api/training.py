@@ -19,6 +19,7 @@ from dist_embed.observe.quiet import quiet_environment
 from dist_embed.parallel.collector import collector_off
 from dist_embed.parallel.torchrun import is_first_process, under_torchrun
 from dist_embed.storage import uri as storage
+from dist_embed.storage.retry import retrying_for
 from dist_embed.training.results import TrainingStopped, TrainResult
 from dist_embed.training.tasks import Train
 
@@ -58,7 +59,10 @@ def train(
     if profile is not None:
         profile = profile_given(profile, config.train.max_steps)
     require(*WORKERS_NEED)
-    with quiet_environment(), shown_by(on_event, sys.stdout) as show:
+    with (
+        quiet_environment(), shown_by(on_event, sys.stdout) as show,
+        retrying_for(config.checkpoint.retry_seconds),
+    ):  # fmt: skip
         result = _trained(config, launcher, force, profile, show)
     if result.stopped:
         raise TrainingStopped(
@@ -99,9 +103,10 @@ def _trained(
         show(event)
 
     word_tables, task, first = False, Train(profile=profile), is_first_process()
+    if first:
+        storage.check_writable(config.run.uri, "run.uri")
     with only_training(config.run.uri) if first else nullcontext():
         if first:  # the others wait for it when they join the group
-            storage.check_writable(config.run.uri, "run.uri")
             if not list_steps(config.run.uri):  # else rows come from the checkpoint
                 check_vectors(config)
             data = ensure_data(

@@ -23,6 +23,7 @@ from typing import IO, Any
 
 from dist_embed.bench.gpu_aims import aim_lines
 from dist_embed.bench.gpu_stages import STAGES, Stage, Work
+from dist_embed.storage.local_file import named
 
 PROJECT = Path(__file__).parents[2]
 LEAST_SECONDS = 15  # Python and the libraries take as long to begin
@@ -50,8 +51,13 @@ def main(argv: Sequence[str] | None = None, stages: Sequence[Stage] = STAGES) ->
         print(f"{unknown[0]} is not a stage; these are: {names}", file=sys.stderr)
         return 2
     out = Path(arguments.output).absolute()
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "log.txt").unlink(missing_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "log.txt").unlink(missing_ok=True)
+        (out / "log.txt").touch()
+    except OSError as exc:
+        print(f"--output: nothing can be written there: {exc}", file=sys.stderr)
+        return 1
     asked = [one for one in stages if not arguments.stages or one.name in arguments.stages]
     ends_at = time.monotonic() + arguments.budget
     outcomes: list[Outcome] = []
@@ -181,7 +187,7 @@ def _write(out: Path, work: Work, outcomes: Sequence[Outcome]) -> str:
     else:
         lines += ["", "on the CPU, at small sizes: the figures mean nothing"]
     summary = "\n".join(lines) + "\n"
-    (out / "summary.txt").write_text(summary)
+    _put(out / "summary.txt", summary)
     return summary
 
 
@@ -191,8 +197,16 @@ def _write_figures(work: Work) -> dict[str, Any]:
     for path in sorted(work.figures.glob("*.json")):
         with suppress(ValueError):  # its command was ended while it wrote
             found[path.stem] = json.loads(path.read_text())
-    (work.out / "figures.json").write_text(json.dumps(found, indent=1) + "\n")
+    _put(work.out / "figures.json", json.dumps(found, indent=1) + "\n")
     return found
+
+
+def _put(path: Path, text: str) -> None:
+    """What is there stays until all is written; as `storage.uri`, whose libraries may lack here."""
+    beside = path.with_name(f".{path.name}")
+    with named(path):
+        beside.write_text(text)
+    beside.replace(path)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,11 @@ import json
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from dist_embed.embedding.memory import GIB
 from dist_embed.parallel.machine import usable_cores
+from dist_embed.storage.uri import output_file
 
 _PACKAGES = ("dist_embed", "torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "ray", "numpy")
 
@@ -28,9 +28,10 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def write_json(path: str, command: str, device: str, figures: dict[str, Any]) -> None:
-    """The figures of one command."""
+    """Write the figures of one command into a file of this machine, or what else has its name."""
     content = {"command": command, "machine": machine(device), "figures": figures}
-    Path(path).write_text(json.dumps(content, indent=1) + "\n")
+    with output_file(path) as file:
+        file.write(f"{json.dumps(content, indent=1)}\n".encode())
 
 
 def _version(name: str) -> str | None:

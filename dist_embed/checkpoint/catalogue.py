@@ -19,7 +19,6 @@ from dist_embed.checkpoint.manifest import (
 )
 from dist_embed.storage import uri as storage
 from dist_embed.storage.objects import ForeignObject, ObjectStore
-from dist_embed.storage.retry import RETRY_SECONDS
 from dist_embed.streams import say
 
 T = TypeVar("T")
@@ -29,7 +28,7 @@ T = TypeVar("T")
 LISTINGS = 5
 
 
-def open_checkpoints(run_uri: str, *, retry_seconds: float = RETRY_SECONDS) -> ObjectStore:
+def open_checkpoints(run_uri: str, *, retry_seconds: float | None = None) -> ObjectStore:
     """The store of a run's checkpoints."""
     return ObjectStore(storage.join(run_uri, "checkpoints"), retry_seconds=retry_seconds)
 

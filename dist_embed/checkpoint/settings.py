@@ -60,9 +60,9 @@ class CheckpointSection(Section):
     )
     retry_seconds: Annotated[Seconds, NO_RESULT, EXPERT] = Field(
         120.0,
-        description="How long a call that the checkpoints' store fails is repeated, seconds, while "
-        "a run trains. All other calls on stores, of prepared data for one, are repeated for 120 "
-        "s.",
+        description="How long a call that a store fails is repeated, seconds: those of checkpoints "
+        "while a run trains, and those with which it starts. All others, such as reading ahead in "
+        "prepared data, are repeated for 120 s.",
     )
     timeout_seconds: Annotated[Timeout, NO_RESULT, EXPERT] = Field(
         1800.0,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from dist_embed.cli import (
@@ -16,6 +19,7 @@ from dist_embed.cli import (
     bench_training,
     bench_words,
 )
+from dist_embed.cli.trained_run import check_output
 
 
 def add_commands(commands: Any) -> None:
@@ -32,3 +36,10 @@ def add_commands(commands: Any) -> None:
     bench_words.add_kinds(kinds)
     bench_cluster.add_kinds(kinds)
     bench_plan.add_kinds(kinds)
+    for kind in kinds.choices.values():
+        kind.set_defaults(call=partial(_measure, kind.get_default("call")))
+
+
+def _measure(call: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> None:
+    check_output(arguments.output)  # before what may take hours
+    call(arguments)

@@ -54,7 +54,9 @@ def add_kinds(kinds: Any) -> None:
 def _step(arguments: argparse.Namespace) -> None:
     from dist_embed.bench.tasks import ProfileSteps
     from dist_embed.cli.table import print_table
+    from dist_embed.storage.uri import check_new_folder
 
+    check_new_folder(arguments.profile, "--profile")
     folder = Path(arguments.profile).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     found = _found(arguments, partial(ProfileSteps, arguments.steps, str(folder / "trace.json.gz")))

@@ -107,7 +107,8 @@ def _verify(arguments: argparse.Namespace) -> None:
 def _prune(arguments: argparse.Namespace) -> None:
     from dist_embed.checkpoint.catalogue import open_checkpoints
     from dist_embed.checkpoint.retention import Pruner
-    from dist_embed.errors import UserError
+    from dist_embed.errors import NotWritable, StorageError, UserError
+    from dist_embed.storage.retry import denies
 
     configured = _check_run(arguments.run).checkpoint
     given = {
@@ -120,12 +121,17 @@ def _prune(arguments: argparse.Namespace) -> None:
         )
     }
     for name, value in given.items():
-        if value < 0:
+        if not value >= 0:  # which NaN is not
             raise UserError(f"--{name.replace('_', '-')}: {value} is not allowed; at least 0")
     if not given["keep_last"] and not given["keep_best"]:
         raise UserError("--keep-last 0 with --keep-best 0 would leave no checkpoint to resume from")
     store = open_checkpoints(arguments.run)
-    pruned = Pruner(store, configured.model_copy(update=given)).prune(dry=arguments.dry_run)
+    try:
+        pruned = Pruner(store, configured.model_copy(update=given)).prune(dry=arguments.dry_run)
+    except (PermissionError, StorageError) as exc:
+        if not isinstance(exc, PermissionError) and not denies(exc.__cause__):
+            raise
+        raise NotWritable(f"{arguments.run} cannot be pruned: {exc}") from exc
     verb = "would remove" if arguments.dry_run else "removed"
     for step in pruned.steps:
         print(f"{verb} the checkpoint of step {step}")

@@ -14,7 +14,6 @@ from dist_embed.cli.run_table import (
     described,
     open_table,
 )
-from dist_embed.cli.trained_run import check_output
 
 
 def add_commands(commands: Any) -> None:
@@ -100,7 +99,6 @@ def _plot(arguments: argparse.Namespace) -> None:
     from dist_embed.storage import uri as storage
 
     check_plot_path(arguments.output, (*ENDINGS, ".html"))
-    check_output(arguments.output)
     table = open_table(arguments)
     ids, words = chosen_words(table, arguments)
     vectors = table.rows_of(ids)

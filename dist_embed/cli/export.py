@@ -76,8 +76,10 @@ def _translator(arguments: argparse.Namespace) -> None:
 
 def _embeddings(arguments: argparse.Namespace) -> None:
     from dist_embed.export.embeddings import export_embeddings
+    from dist_embed.storage import uri as storage
 
     part = part_of(arguments)
+    storage.check_new_file(part.name(arguments.output), "--output")
     table = open_table(arguments)
     written = export_embeddings(table, arguments.output, arguments.format, part)
     trained = int(table.trained.sum())
@@ -97,10 +99,8 @@ def _projector(arguments: argparse.Namespace) -> None:
 
     if not storage.is_local(arguments.output):
         raise UserError(f"{arguments.output}: the files are written to a folder of this machine")
-    folder = Path(arguments.output)
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise UserError(f"--output: {arguments.output!r} is not allowed: {there} is a file")
+    storage.check_new_folder(arguments.output, "--output")
+    folder = storage.local_path(arguments.output)
     table = open_table(arguments)
     ids, words = chosen_words(table, arguments)
     files = projector_files(

@@ -47,6 +47,8 @@ def _report(arguments: argparse.Namespace) -> None:
     folder = Path(arguments.charts) if arguments.charts else None
     if folder and not folder.is_dir():
         raise UserError(f"--charts: {arguments.charts!r} is not allowed: no such folder")
+    if folder:
+        storage.check_new_folder(arguments.charts, "--charts")
     require("matplotlib")
     command = shlex.join(["dist-embed", *sys.argv[1:]])
     text = report(

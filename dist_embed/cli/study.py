@@ -53,6 +53,8 @@ def _study(arguments: argparse.Namespace) -> None:
     page = Path(arguments.output or f"{storage.local_path(study.folder)}/page.md")
     if arguments.output and (page.suffix != ".md" or not page.parent.is_dir()):
         raise UserError(f"--output: {arguments.output!r} is not allowed: a .md file in a folder")
+    if arguments.output:
+        storage.check_new_file(arguments.output, "--output")
     require("matplotlib", "scipy")  # before hours of training
     outcomes = _run(study)
     page.parent.mkdir(parents=True, exist_ok=True)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
 
 from dist_embed.config.schema import Config
 from dist_embed.errors import NotWritable, UserError
-from dist_embed.storage.uri import check_new_file
+from dist_embed.storage.uri import check_new_file, is_local
 
 
 def add_worker_options(parser: argparse.ArgumentParser) -> None:
@@ -51,12 +50,12 @@ def run_config(run_uri: str, arguments: argparse.Namespace) -> Config:
 
 def check_output(path: str | None) -> None:
     """Refuse a file that cannot be written, before the work. Raises UserError."""
-    if path is None or path == "-":
+    if not path or path == "-":
         return
-    target = Path(path)
-    if not target.parent.is_dir():
-        raise UserError(f"--output: {path!r} is not allowed: no such folder")
-    if target.is_dir() or target.is_file() or not target.exists():
+    if not is_local(path):
+        raise UserError(f"--output: {path!r} is not allowed: a file of this machine")
+    is_special = os.path.exists(path) and not os.path.isdir(path) and not os.path.isfile(path)
+    if not is_special:
         check_new_file(path, "--output")
     elif not os.access(path, os.W_OK):
         raise NotWritable(f"--output: {path!r} is not allowed: it may not be written")

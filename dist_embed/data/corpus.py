@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import IO
@@ -18,15 +18,6 @@ from dist_embed.data.text.tables import table_pairs
 from dist_embed.data.text.tmx import tmx_pairs
 from dist_embed.storage import uri as storage
 from dist_embed.storage.compressed import ENDINGS, OPEN_ERRORS, READ_ERRORS, name_of, open_member
-
-# Passes the pairs of a text on, and shows for what how many have been read.
-Watch = Callable[[str, Iterable[Pair]], Iterable[Pair]]
-
-
-def unwatched(what: str, pairs: Iterable[Pair]) -> Iterable[Pair]:
-    """A `Watch` that shows nothing."""
-    del what
-    return pairs
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any
 from dist_embed.data.corpus import ParallelText, expand
 from dist_embed.data.text.rows import CorpusError
 from dist_embed.errors import StorageError, UserError
+from dist_embed.observe.events import Watch, unwatched
 from dist_embed.storage import uri as storage
 
 # Reading so much takes seconds, of which something is said.
@@ -67,8 +68,12 @@ def inputs_from_json(values: dict[str, list[dict[str, Any]]] | None) -> Inputs |
     return {part: [InputFile(**file) for file in files] for part, files in values.items()}
 
 
-def record_inputs(corpora: dict[str, ParallelText], say: Callable[[str], None]) -> Inputs:
-    """Read the files of ``corpora`` once for their digests. Raises CorpusError."""
+def record_inputs(
+    corpora: dict[str, ParallelText], say: Callable[[str], None], watch: Watch = unwatched
+) -> Inputs:
+    """Read the files of ``corpora`` once for their digests; ``watch`` shows how far. Raises
+    CorpusError.
+    """
     looked_at = [
         (part, uri, _stamp(uri)) for part, patterns in _parts(corpora) for uri in expand(patterns)
     ]
@@ -78,7 +83,7 @@ def record_inputs(corpora: dict[str, ParallelText], say: Callable[[str], None]) 
     inputs: Inputs = {part: [] for part, _ in _parts(corpora)}
     for part, uri, stamp in looked_at:
         try:
-            digest = storage.sha256_of(uri)
+            digest = _digest(uri, watch)
         except (OSError, StorageError) as exc:
             raise CorpusError(f"cannot read {uri}: {exc}") from exc
         inputs[part].append(InputFile(uri, stamp.size_bytes, stamp.modified, digest))
@@ -97,12 +102,15 @@ def check_unchanged(inputs: Inputs) -> None:
 
 
 def compare_inputs(
-    recorded: Inputs, corpora: dict[str, ParallelText], say: Callable[[str], None]
+    recorded: Inputs,
+    corpora: dict[str, ParallelText],
+    say: Callable[[str], None],
+    watch: Watch = unwatched,
 ) -> Comparison:
     """Compare the files of ``corpora`` with the recorded ones, file by file in their order.
 
     Reads only files whose name, size or time is another one, or whose file system keeps no times;
-    ``say`` takes a line before a large one.
+    ``say`` takes a line before a large one, ``watch`` shows how far it is.
     """
     found = Comparison(now={part: list(files) for part, files in recorded.items()})
     for part, patterns in _parts(corpora):
@@ -114,7 +122,7 @@ def compare_inputs(
             found.changed.append(_other_files(part, there, here))
             continue
         for place, uri in enumerate(here):
-            _compare(part, place, uri, found, say)
+            _compare(part, place, uri, found, say, watch)
     return found
 
 
@@ -139,7 +147,12 @@ def _files(patterns: tuple[str, ...], found: Comparison) -> list[str | None]:
 
 
 def _compare(
-    part: str, place: int, uri: str | None, found: Comparison, say: Callable[[str], None]
+    part: str,
+    place: int,
+    uri: str | None,
+    found: Comparison,
+    say: Callable[[str], None],
+    watch: Watch,
 ) -> None:
     """Note whether a file has the content of the recorded one at its place."""
     if uri is None:
@@ -160,7 +173,7 @@ def _compare(
             return
         if (stamp.size_bytes or 0) >= _LARGE_BYTES:
             say(f"reading {uri} to see whether it has changed")
-        digest = storage.sha256_of(uri)
+        digest = _digest(uri, watch)
     except (OSError, StorageError) as exc:
         gone = isinstance(exc, FileNotFoundError)
         found.absent.append(f"{uri} is not there" if gone else f"cannot read {uri}: {exc}")
@@ -171,6 +184,13 @@ def _compare(
     found.now[part][place] = InputFile(uri, stamp.size_bytes, stamp.modified, digest)
     if found.now[part][place] != there:
         found.copied.append(uri)
+
+
+def _digest(uri: str, watch: Watch) -> str:
+    name = uri.rpartition("/")[2]
+    return storage.sha256_of(
+        uri, lambda blocks: watch(f"taking the digest of {name}", blocks, "MiB")
+    )
 
 
 def _other_files(part: str, there: list[InputFile], here: list[str | None]) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 from dist_embed.config.schema import Config
 from dist_embed.data.block_index import has_blocks
-from dist_embed.data.corpus import ParallelText, Watch, unwatched
+from dist_embed.data.corpus import ParallelText
 from dist_embed.data.executor import Executor, ExecutorAt
 from dist_embed.data.finished_shards import without_overtaken
 from dist_embed.data.inputs import Comparison, compare_inputs
@@ -43,6 +43,7 @@ from dist_embed.data.token_shards import INDEX_NAME, SIDES, PreparedData
 from dist_embed.data.tokenizer_files import load_tokenizers
 from dist_embed.data.words_folder import write_words_folder
 from dist_embed.errors import UserError
+from dist_embed.observe.events import Watch, unwatched
 from dist_embed.section import CORPUS_FILES, NOT_PREPARED, keys_marked, known_keys
 from dist_embed.storage import uri as storage
 from dist_embed.storage.turns import LONGEST_WAIT_SECONDS, NoTurn, StillOurs, taking_turns
@@ -72,7 +73,7 @@ def ensure_data(
         renew: prepare again what was prepared from other files; otherwise they are refused.
         executor_at: begins what is to prepare data into the folder that it is given; None:
             processes of this machine. Lexicons are learned by those in any case.
-        watch: shows how far the text has been read.
+        watch: shows how far a text has been read or generated.
 
     Raises:
         UserError: the folder holds data prepared with other settings, or from files that have
@@ -87,11 +88,11 @@ def ensure_data(
             said.add(line)
             say(line)
 
-    ready = None if force else _sound(config, settings, say_once, renew=renew)
+    ready = None if force else _sound(config, settings, say_once, watch, renew=renew)
     while ready is None or not _has_lexicon(config, ready):
         with _preparing_alone(data_uri, say_once) as still_ours:
             # Another process may have prepared it meanwhile.
-            ready = None if force else _sound(config, settings, say_once, renew=renew)
+            ready = None if force else _sound(config, settings, say_once, watch, renew=renew)
             if ready is None:
                 ready = _prepare_anew(config, settings, say, still_ours, executor_at, watch)
                 force = False  # or else another process prepares it now
@@ -107,7 +108,7 @@ def find_data(config: Config, say: Say) -> PreparedData | None:
     """The prepared data of ``config``, as `ensure_data` would use them; None: they are to be
     prepared. Raises UserError where that would.
     """
-    return _sound(config, _data_settings(config), say, renew=False)
+    return _sound(config, _data_settings(config), say, unwatched, renew=False)
 
 
 @contextmanager
@@ -151,7 +152,7 @@ def _learn_lexicon(config: Config, data: PreparedData, say: Say) -> None:
 
 
 def _sound(
-    config: Config, settings: dict[str, Any], say: Say, *, renew: bool
+    config: Config, settings: dict[str, Any], say: Say, watch: Watch, *, renew: bool
 ) -> PreparedData | None:
     """The prepared data of the configuration; None: they are to be prepared."""
     if not storage.exists(storage.join(config.data.uri, INDEX_NAME)):
@@ -161,12 +162,12 @@ def _sound(
         there = PreparedData.read(folder)
     except FileNotFoundError:
         if prepared_folder(config.data.uri) != folder:  # another has been prepared just now
-            return _sound(config, settings, say, renew=renew)
+            return _sound(config, settings, say, watch, renew=renew)
         raise UserError(
             f"{config.data.uri} names {folder}, where no prepared data are; prepare it again: "
             "dist-embed prepare CONFIG --force"
         ) from None
-    return _check(config, there, settings, say, renew=renew)
+    return _check(config, there, settings, say, watch, renew=renew)
 
 
 def _prepare_anew(
@@ -206,12 +207,20 @@ def _prepare_anew(
 
 
 def _check(
-    config: Config, data: PreparedData, settings: dict[str, Any], say: Say, *, renew: bool
+    config: Config,
+    data: PreparedData,
+    settings: dict[str, Any],
+    say: Say,
+    watch: Watch,
+    *,
+    renew: bool,
 ) -> PreparedData | None:
     """``data``, if they are those of the configuration; None: they are to be prepared anew."""
     corpora = _given_corpora(config)
     _check_settings(config, data, settings)
-    found = Comparison() if data.inputs is None else compare_inputs(data.inputs, corpora, say)
+    found = Comparison()
+    if data.inputs is not None:
+        found = compare_inputs(data.inputs, corpora, say, watch)
     if told := data.not_proven(config.data.uri):
         say(told)
     elif config.cluster.max_workers > 1 and not has_blocks(data, "train"):
@@ -318,7 +327,7 @@ def _prepare(
     if config.data.words:
         return _generate_words(config, config.data.words, folder, settings, say)
     generated = config.data.synthetic or config.data.inflected
-    corpora = _generate(generated, folder, say) if generated else _given_corpora(config)
+    corpora = _generate(generated, folder, say, watch) if generated else _given_corpora(config)
     if config.data.max_sentences:
         corpora["train"] = replace(corpora["train"], limit=config.data.max_sentences)
     form = _text_form(config, say)
@@ -442,7 +451,7 @@ def _generate_words(
 
 
 def _generate(
-    wanted: SyntheticSection | InflectedSection, folder: str, say: Say
+    wanted: SyntheticSection | InflectedSection, folder: str, say: Say, watch: Watch
 ) -> dict[str, ParallelText]:
     """Write the generated corpora as text files, where a user can look at them."""
     say(f"generating {wanted.sentences:,} synthetic sentence pairs")
@@ -460,7 +469,8 @@ def _generate(
             storage.whole_file(uris[0], follow=False) as left,
             storage.whole_file(uris[1], follow=False) as right,
         ):
-            for source, target in language.pairs(count, name, wanted.seed):
+            pairs = language.pairs(count, name, wanted.seed)
+            for source, target in watch(f"generating {name}", pairs):
                 left.write(f"{source}\n".encode())
                 right.write(f"{target}\n".encode())
         corpora[name] = ParallelText((uris[0],), (uris[1],))

@@ -18,7 +18,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dist_embed.data.block_index import ShardBlocks, index_name, write_index
-from dist_embed.data.corpus import ParallelText, Skipped, Watch, read_pairs, unwatched
+from dist_embed.data.corpus import ParallelText, Skipped, read_pairs
 from dist_embed.data.cut_text import check_pieces
 from dist_embed.data.encoding import EncodedBlock, encoding_pool
 from dist_embed.data.executor import Executor
@@ -33,6 +33,7 @@ from dist_embed.data.tokenizer import END, Tokenizer
 from dist_embed.data.tokenizer_files import write_tokenizers
 from dist_embed.data.vocabulary import Vocabularies, learn_vocabularies
 from dist_embed.errors import UserError
+from dist_embed.observe.events import Watch, unwatched
 from dist_embed.storage import uri as storage
 from dist_embed.storage.parquet import write_parquet
 
@@ -62,7 +63,7 @@ def prepare_data(
         settings: kept in ``data.json``, to tell whether the folder fits a configuration.
         say: takes lines of progress.
         executor: who counts and encodes.
-        watch: shows how far the text has been read.
+        watch: shows how far the text has been read, here and for digests.
         earlier: folders of preparations that have ended too early; shards that they have finished
             are taken over where they are those that would be made here.
         generated: the corpora were made for this; otherwise their files are recorded.
@@ -74,7 +75,7 @@ def prepare_data(
     for text in corpora.values():
         _check_readable(text)
     check_pieces(train, tokenizer.pieces, say)
-    inputs = {} if generated else record_inputs(corpora, say)
+    inputs = {} if generated else record_inputs(corpora, say, watch)
     with scratch_folder("dist_embed-vocabulary-", "the vocabulary is learned") as folder:
         vocabularies = learn_vocabularies(train, tokenizer, form, executor, say, folder, watch)
         return _encoded(

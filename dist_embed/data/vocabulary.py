@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from dist_embed.data.corpus import ParallelText, Watch, read_pairs, unwatched
+from dist_embed.data.corpus import ParallelText, read_pairs
 from dist_embed.data.encoding import encoding_pool
 from dist_embed.data.executor import Executor
 from dist_embed.data.settings import TokenizerSection
@@ -20,6 +20,7 @@ from dist_embed.data.token_shards import SIDES
 from dist_embed.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from dist_embed.data.word_counts import WordCounts, count_words
 from dist_embed.data.word_spills import WordSplitting
+from dist_embed.observe.events import Watch, unwatched
 
 # Sentence pairs per block when pieces are counted.
 COUNT_BLOCK = 20_000

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -28,6 +29,7 @@ from dist_embed.installed import require
 from dist_embed.model.transformer import positions
 from dist_embed.parallel.machine import available_bytes
 from dist_embed.run.folder import read_run_config
+from dist_embed.storage import uri as storage
 from dist_embed.storage.local_file import named
 from dist_embed.storage.temporary import temporary_folder
 
@@ -65,12 +67,9 @@ def export_ctranslate2(
     Raises:
         UserError: the engine cannot express this model, or it does not fit into this memory.
     """
-    if output.exists():
+    if os.path.exists(output):
         raise UserError(f"output: {str(output)!r} is not allowed: it is there already")
-    if not output.parent.is_dir():
-        raise UserError(
-            f"output: {str(output)!r} is not allowed: the folder {output.parent} does not exist"
-        )
+    storage.check_new_file(str(output), "output")
     require("ctranslate2")
     config = read_run_config(run_uri)
     first = RunTable(run_uri, "source", step)  # chooses for all: the run may be saving meanwhile

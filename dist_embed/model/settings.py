@@ -29,6 +29,10 @@ BleuTokenizer = Literal[
 ]  # fmt: skip
 
 
+# Of a source text, for each token that is translated; in no language tokens have so many.
+CHARACTERS_OF_TOKEN = 64
+
+
 class ModelSection(Section):
     """The translation model."""
 
@@ -93,7 +97,9 @@ class SearchSection(Section):
         "many sentences as fit, at least one. Each has `beam` hypotheses.",
     )
     max_source_tokens: PositiveInt = Field(
-        1024, description="Longest sentence that is translated, in source tokens."
+        1024,
+        description="Longest sentence that is translated, in source tokens; nor is more looked at "
+        f"than {CHARACTERS_OF_TOKEN} characters for each.",
     )
     too_long: TooLong = Field(
         "cut",
@@ -129,6 +135,11 @@ class SearchSection(Section):
     def longest(self, source_tokens: int) -> int:
         """Tokens of the longest translation, its end mark included."""
         return int(self.max_length_ratio * source_tokens) + 10
+
+    @property
+    def most_characters(self) -> int:
+        """Of a source text; what is behind them is behind its last token that is translated."""
+        return CHARACTERS_OF_TOKEN * self.max_source_tokens
 
     def told_of_cut(self, count: int, first: int) -> str:
         """A line for the user: so many were too long and were cut, the first being this line."""

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, Any, TypeVar
+from typing import IO, Any, Protocol, TypeVar
 
 from tqdm import tqdm
 
@@ -17,7 +17,7 @@ from dist_embed.streams import Forgiving, is_to_show
 
 # An event is a plain dict, so that it can cross process and cluster borders:
 # {"kind": "line", "text": …}, {"kind": "progress", "step": …, "max_steps": …, …} or, as data are
-# prepared, {"kind": "reading", "what": …, "pairs": …, "ended": …}.
+# prepared, {"kind": "reading", "what": …, "number": …, "unit": "pairs" or "MiB", "ended": …}.
 Event = dict[str, Any]
 Emit = Callable[[Event], None]
 Item = TypeVar("Item")
@@ -72,19 +72,32 @@ def shown_by(
         screen.close()
 
 
-def watched_by(
-    show: Callable[[Event], None],
-) -> Callable[[str, Iterable[Item]], Iterator[Item]]:
-    """What passes the pairs of a text on and shows how many there were, twice a second at most."""
+class Watch(Protocol):
+    """Passes on what is read or made, and shows for what, and how many ``unit`` there were."""
 
-    def watch(what: str, pairs: Iterable[Item]) -> Iterator[Item]:
-        number, next_time = 0, time.monotonic() + _READING_SECONDS
-        for number, pair in enumerate(pairs, start=1):
-            if number % 256 == 0 and time.monotonic() >= next_time:
-                show({"kind": "reading", "what": what, "pairs": number, "ended": False})
+    def __call__(self, what: str, items: Iterable[Item], unit: str = "pairs") -> Iterable[Item]: ...
+
+
+def unwatched(what: str, items: Iterable[Item], unit: str = "pairs") -> Iterable[Item]:
+    """A `Watch` that shows nothing."""
+    del what, unit
+    return items
+
+
+def watched_by(show: Callable[[Event], None]) -> Watch:
+    """A `Watch` that shows events, twice a second at most and one as each ends."""
+    # One time for all that is watched: small files by themselves would show nothing.
+    next_time = time.monotonic() + _READING_SECONDS
+
+    def watch(what: str, items: Iterable[Item], unit: str = "pairs") -> Iterator[Item]:
+        nonlocal next_time
+        event, number = {"kind": "reading", "what": what, "unit": unit}, 0
+        for number, item in enumerate(items, start=1):
+            if time.monotonic() >= next_time:
+                show({**event, "number": number, "ended": False})
                 next_time = time.monotonic() + _READING_SECONDS
-            yield pair
-        show({"kind": "reading", "what": what, "pairs": number, "ended": True})
+            yield item
+        show({**event, "number": number, "ended": True})
 
     return watch
 
@@ -148,22 +161,21 @@ class Screen:
             )
 
     def _show_reading(self, event: Event) -> None:
+        so_far = f"{event['what']}: {event['number']:,} {event['unit']}"
         if not self._is_terminal:
             # A line a minute, and none of what has ended: other lines tell that.
             now = time.monotonic()
             if now - self._last_reading >= 60 and not event["ended"]:
                 self._last_reading = now
-                self._line(f"{event['what']}: {event['pairs']:,} pairs")
+                self._line(so_far)
         elif event["ended"]:
             self.close()
         else:
             if self._bar is None:
                 self._bar = tqdm(
-                    desc=event["what"], file=self._stream, unit=" pairs", leave=False,
-                    bar_format="{desc}: {n:,}{unit}, {elapsed}",
-                )  # fmt: skip
-            self._bar.n = event["pairs"]
-            self._bar.refresh()
+                    desc=so_far, file=self._stream, leave=False, bar_format="{desc}, {elapsed}"
+                )
+            self._bar.set_description_str(so_far)
 
     def _line(self, text: str) -> None:
         self._stream.write(f"{text}\n")

@@ -60,8 +60,7 @@ def check_plot_path(path: str, endings: tuple[str, ...] = ENDINGS) -> None:
     """
     if Path(path).suffix not in endings:
         raise UserError(f"{path}: a plot is written to a file that ends in {' or '.join(endings)}")
-    if not Path(path).parent.is_dir():
-        raise UserError(f"{path}: the folder {Path(path).parent} does not exist")
+    storage.check_new_file(path, "plot")
     if Path(path).suffix in ENDINGS:
         require("matplotlib")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock
@@ -18,10 +19,17 @@ class _Within:
     before: str | None = None
 
 
+def leave_out_working_folder() -> None:
+    """What Python does from 3.11 on where the variable is set, for a process started by ``-c``."""
+    if os.environ.get(_NAME) and sys.path[:1] == [""]:
+        del sys.path[0]
+
+
 @contextmanager
 def safe_path() -> Iterator[None]:
     """Processes that start within the block, and theirs, import no `queue.py` or `tokenizers.py` of
-    the user's instead of the library's (from Python 3.11 on).
+    the user's instead of the library's. Python 3.10 does not know the variable: there a process
+    calls `leave_out_working_folder` before it imports what is not Python's own.
 
     `multiprocessing` and Ray start theirs by ``-c`` and by name, for which Python looks into the
     working folder first. What their parent finds, they find: it hands them its own ``sys.path``.

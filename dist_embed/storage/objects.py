@@ -35,7 +35,7 @@ from dist_embed.storage.calls import (
 )
 from dist_embed.storage.clients import filesystem
 from dist_embed.storage.local_file import named
-from dist_embed.storage.retry import RETRY_SECONDS, retried
+from dist_embed.storage.retry import retried
 from dist_embed.storage.uri import join, make_folder, modified, sync_folder
 
 T = TypeVar("T")
@@ -75,13 +75,13 @@ class ObjectStore:
 
     Args:
         uri: the folder; need not exist.
-        retry_seconds: how long a call on a remote store is repeated.
+        retry_seconds: how long a call on a remote store is repeated; None: as `retried` says.
 
     May be used from several threads. Nothing here is collective. Where it lies on a store every
     method may raise StorageError: that refuses what is asked, or has no such place.
     """
 
-    def __init__(self, uri: str, *, retry_seconds: float = RETRY_SECONDS) -> None:
+    def __init__(self, uri: str, *, retry_seconds: float | None = None) -> None:
         self.uri = uri
         self._shared, self._root = retried(
             "connect to", uri, lambda: filesystem(uri, retries=False), retry_seconds

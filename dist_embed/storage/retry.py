@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 import time
 from asyncio import CancelledError
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from typing import TypeVar
 
 from dist_embed.errors import StorageError, StoreUnavailable
@@ -15,6 +16,7 @@ from dist_embed.passwords import masked
 T = TypeVar("T")
 
 RETRY_SECONDS = 120.0
+_seconds: ContextVar[float] = ContextVar("retry_seconds", default=RETRY_SECONDS)
 FIRST_WAIT_SECONDS = 0.2
 LONGEST_WAIT_SECONDS = 10.0
 
@@ -43,7 +45,19 @@ _CREDENTIALS = {"NoCredentialsError", "ClientAuthenticationError"}
 CREDENTIAL_SECONDS = 8.0
 
 
-def retried(what: str, where: str, operation: Callable[[], T], seconds: float = RETRY_SECONDS) -> T:
+@contextmanager
+def retrying_for(seconds: float) -> Iterator[None]:
+    """Calls of this thread in the block are repeated for so long, where they do not say how long.
+    Those of threads that it starts are not among them.
+    """
+    before = _seconds.set(seconds)
+    try:
+        yield
+    finally:
+        _seconds.reset(before)
+
+
+def retried(what: str, where: str, operation: Callable[[], T], seconds: float | None = None) -> T:
     """``operation()``, repeated with growing pauses for ``seconds`` while the store fails; once
     at least, unless that is 0: a try may take longer.
 
@@ -51,7 +65,8 @@ def retried(what: str, where: str, operation: Callable[[], T], seconds: float = 
         what: for the message, such as ``read`` or ``read x in``.
         where: the store's URI, for the message.
         operation: may be carried out more than once.
-        seconds: limit; a try under way is not interrupted.
+        seconds: limit; a try under way is not interrupted. None: as `retrying_for` says, else
+            `RETRY_SECONDS`.
 
     Raises:
         StoreUnavailable: it failed to the end.
@@ -59,6 +74,7 @@ def retried(what: str, where: str, operation: Callable[[], T], seconds: float = 
             the most, where what it refuses may be credentials about to be renewed.
         FileNotFoundError, FileExistsError, …: what the store answered.
     """
+    seconds = _seconds.get() if seconds is None else seconds
     started = time.monotonic()
     wait = FIRST_WAIT_SECONDS
     tries = 0

@@ -13,7 +13,7 @@ import re
 import secrets
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -41,7 +41,7 @@ _TIMES = (
     "mtime", "LastModified", "last_modified", "modified", "updated", "Last-Modified", "created",
 )  # fmt: skip
 _TAGS = ("ETag", "etag")  # what else another content has another of
-_DIGEST_BLOCK_BYTES = 2**22
+_DIGEST_BLOCK_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -175,13 +175,16 @@ def _parsed_time(text: str) -> datetime | None:
     return None
 
 
-def sha256_of(uri: str) -> str:
-    """SHA-256 of a file's bytes as stored, in hex. Raises OSError, or StoreUnavailable."""
+def sha256_of(uri: str, passing: Callable[[Iterable[bytes]], Iterable[bytes]] = iter) -> str:
+    """SHA-256 of a file's bytes as stored, in hex. Raises OSError, or StoreUnavailable.
+
+    ``passing`` passes on the file's MiBs, from the first one again where a store has failed.
+    """
 
     def read(fs: fsspec.AbstractFileSystem, path: str) -> str:
         digest = hashlib.sha256()
         with _opened(fs, path, uri) as file:
-            while block := file.read(_DIGEST_BLOCK_BYTES):
+            for block in passing(iter(lambda: file.read(_DIGEST_BLOCK_BYTES), b"")):
                 digest.update(block)
         return digest.hexdigest()
 
@@ -310,13 +313,12 @@ def whole_file(uri: str, *, follow: bool = True) -> Iterator[IO[bytes]]:
     at_first = 0o666 if mode is None else 0o600
     handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, at_first)
     try:
-        with io.BufferedWriter(NamedFile(handle, path)) as file:
+        with named(path), io.BufferedWriter(NamedFile(handle, path)) as file:
             if mode is not None:
                 os.fchmod(handle, stat.S_IMODE(mode))
             yield file
             file.flush()
-            with named(path):
-                os.fsync(handle)
+            os.fsync(handle)
         os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -344,22 +346,43 @@ def check_new_file(uri: str, name: str) -> None:
     if not is_local(uri):
         return
     path = local_path(uri)
-    if path.is_dir():
-        why = "that is a folder"
-    elif path.exists() and not path.is_file():
-        why = "not a regular file"
-    elif not path.parent.is_dir():
-        why = f"the folder {path.parent} does not exist"
-    else:
-        try:
-            # Rights alone do not tell: of a read-only disk, or of root's in /proc.
-            with tempfile.TemporaryFile(dir=Path(os.path.realpath(path)).parent):
-                return
-        except OSError as exc:
-            raise NotWritable(
-                f"{name}: {uri!r} is not allowed: nothing can be written there ({exc.strerror})"
-            ) from exc
-    raise UserError(f"{name}: {uri!r} is not allowed: {why}")
+    with _telling_what_is_wrong(uri, name):
+        if path.is_dir():
+            raise ValueError("that is a folder")
+        if path.exists() and not path.is_file():
+            raise ValueError("not a regular file")
+        if not path.parent.is_dir():
+            raise ValueError(f"the folder {path.parent} does not exist")
+        _try_a_file(Path(os.path.realpath(path)).parent)
+
+
+def check_new_folder(uri: str, name: str) -> None:
+    """The same for files below a local folder, which is there or can be made."""
+    with _telling_what_is_wrong(uri, name):
+        folder = local_path(uri)
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not there.is_dir():
+            raise ValueError(f"{there} is a file")
+        _try_a_file(there)
+
+
+def _try_a_file(folder: Path) -> None:
+    # Rights alone do not tell: of a read-only disk, or of root's in /proc.
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+@contextmanager
+def _telling_what_is_wrong(uri: str, name: str) -> Iterator[None]:
+    """What the system, or a ValueError, says of a place is raised as an error of ``name``."""
+    try:
+        yield
+    except ValueError as exc:
+        raise UserError(f"{name}: {uri!r} is not allowed: {exc}") from None
+    except OSError as exc:
+        raise NotWritable(
+            f"{name}: {uri!r} is not allowed: nothing can be written there ({exc.strerror})"
+        ) from exc
 
 
 def check_writable(folder_uri: str, name: str) -> None:

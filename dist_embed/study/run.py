@@ -199,7 +199,10 @@ def _estimate(config: Config, planner: Planner, on_event: Callable[[Event], None
 
 
 def _check_folder(study: Study) -> None:
-    """Refuse a folder with the results of another study; what earlier versions left is believed."""
+    """Refuse a folder that cannot be written, or has the results of another study; what earlier
+    versions left is believed.
+    """
+    storage.check_writable(study.folder, "folder")
     uri = storage.join(study.folder, "study.json")
     own, there = {"kind": study.kind, "title": study.title}, _read(uri)
     if there is None:

@@ -12,6 +12,7 @@ from dist_embed.data.corpus import ParallelText
 from dist_embed.data.inputs import compare_inputs, inputs_from_json, record_inputs
 from dist_embed.data.token_shards import INDEX_NAME
 from dist_embed.errors import UserError
+from dist_embed.observe.events import Event
 from dist_embed.storage import uri as storage
 
 Say = Callable[[str], None]
@@ -24,9 +25,14 @@ def check_corpora(configs: Iterable[Config], say: Say) -> None:
     Raises:
         UserError: they have changed; old figures would stand beside new ones.
     """
+
+    def show(event: Event) -> None:
+        if event["kind"] == "line":
+            say(event["text"])
+
     for config in {config.data.uri: config for config in configs}.values():
         if storage.exists(storage.join(config.data.uri, INDEX_NAME)):
-            prepare(config, renew=False, on_event=lambda event: say(event["text"]))
+            prepare(config, renew=False, on_event=show)
 
 
 def record(files: list[str], say: Say) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from dist_embed.run.folder import RunFolder, write_run_folder
 from dist_embed.run.metrics import MetricsLog
 from dist_embed.run.shared import check_shared
 from dist_embed.storage.objects import ObjectStore
+from dist_embed.storage.retry import retrying_for
 from dist_embed.training.assemble import (
     TranslationModel,
     build_dense_optimizer,
@@ -71,6 +72,11 @@ def train_task(context: Context, asked: Train) -> TrainResult:
 
     A request to stop that comes while tables are built and loaded is met before the first step.
     """
+    with retrying_for(context.config.checkpoint.retry_seconds):
+        return _train(context, asked)
+
+
+def _train(context: Context, asked: Train) -> TrainResult:
     config, group, reporter = context.config, context.group, context.reporter
     data = data_of_all(config, group, asked.data_folder)
     check_shared(config.run.uri, group)

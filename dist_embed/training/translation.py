@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from dist_embed.data.tokenizer import SPECIAL_TOKENS, UNKNOWN, Tokenizer
@@ -15,6 +15,8 @@ from dist_embed.model.unknown_words import UnknownWords
 from dist_embed.parallel.collectives import gather_texts
 from dist_embed.parallel.group import Group
 
+# Characters whose tokens are looked for at once: each takes a hundred bytes and more meanwhile.
+_TOGETHER = 2**20
 # Ids of sentences: `Tokenizer.encode`, or `encode_hashed` where the source has hashed rows.
 Encode = Callable[[list[str]], list[list[int]]]
 _SHOWN = SPECIAL_TOKENS[UNKNOWN]
@@ -41,9 +43,9 @@ class TooLongError(UserError):
         place: of the first one, among those that were given.
     """
 
-    def __init__(self, place: int, tokens: int, most: int) -> None:
+    def __init__(self, place: int, found: str, most: int) -> None:
         super().__init__(
-            f"{tokens:,} source tokens are not allowed: at most {most:,} "
+            f"{found} are not allowed: at most {most:,} source tokens "
             "(search.max_source_tokens; with search.too_long=cut those are translated)"
         )
         self.place = place
@@ -95,7 +97,7 @@ class Translator:
         """
         group = self.group
         self._transformer.eval()
-        sources, is_cut = self._within_limit(self._encode(texts))
+        sources, is_cut = self._within_limit(texts)
         # Neighbours in length go to different workers, so that all have equal work.
         spoken = [i for i, text in enumerate(texts) if sources[i] and text.strip()]
         order = sorted(spoken, key=lambda i: len(sources[i]))
@@ -109,7 +111,7 @@ class Translator:
             marked[place] = text
         if self._unknown_words is not None:
             replaced = self._unknown_words.texts(
-                [texts[i] for i in mine], [sources[i] for i in mine], answers
+                [self._looked_at(texts[i]) for i in mine], [sources[i] for i in mine], answers
             )
             for place, text in replaced.items():
                 shown[place] = marked[place] = text
@@ -120,11 +122,35 @@ class Translator:
                 by_place[place] = Written(shown_one, marked_one, is_cut[place])
         return by_place
 
-    def _within_limit(self, sources: list[list[int]]) -> tuple[list[list[int]], list[bool]]:
-        """The sources as far as they are translated, and which of them go on."""
-        most = self.settings.max_source_tokens
-        is_cut = [len(ids) > most for ids in sources]
-        if self.settings.too_long == "refuse" and any(is_cut):
-            place = is_cut.index(True)
-            raise TooLongError(place, len(sources[place]), most)
-        return [ids[:most] for ids in sources], is_cut
+    def _within_limit(self, texts: list[str]) -> tuple[list[list[int]], list[bool]]:
+        """Ids of the texts as far as they are translated, and which of them go on."""
+        most, characters = self.settings.max_source_tokens, self.settings.most_characters
+        sources: list[list[int]] = []
+        is_cut: list[bool] = []
+        for some in _portions([self._looked_at(text) for text in texts]):
+            for ids in self._encode(some):
+                place, goes_on = len(sources), len(texts[len(sources)]) > characters
+                is_cut.append(goes_on or len(ids) > most)
+                if is_cut[-1] and self.settings.too_long == "refuse":
+                    found = f"{len(ids):,} source tokens"
+                    found = f"more than {characters:,} characters" if goes_on else found
+                    raise TooLongError(place, found, most)
+                sources.append(ids[:most])
+        return sources, is_cut
+
+    def _looked_at(self, text: str) -> str:
+        return text[: self.settings.most_characters]
+
+
+def _portions(texts: list[str]) -> Iterator[list[str]]:
+    """The texts, some at a time: one, or as many as have `_TOGETHER` characters."""
+    some: list[str] = []
+    size = 0
+    for text in texts:
+        if some and size + len(text) > _TOGETHER:
+            yield some
+            some, size = [], 0
+        some.append(text)
+        size += len(text)
+    if some:
+        yield some

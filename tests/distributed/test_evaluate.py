@@ -24,7 +24,7 @@ from dist_embed.model.transformer import Transformer
 from dist_embed.parallel.collectives import sum_numbers_over_workers as sum_over_all
 from dist_embed.parallel.errors import WorkerError
 from dist_embed.parallel.group import Group
-from dist_embed.training import evaluate, scoring
+from dist_embed.training import evaluate, scoring, translation
 from dist_embed.training.assemble import TranslationModel
 from dist_embed.training.evaluate import (
     AgainstExact,
@@ -243,7 +243,42 @@ def test_what_is_too_long_is_cut_or_refused(workers: WorkerPool, num_workers: in
     for found in workers.run(num_workers, long_ones, texts, "refuse"):
         place, said = found
         assert place == 1
-        assert said.startswith("5 source tokens are not allowed: at most 3 (search.max_source_")
+        assert said.startswith("5 source tokens are not allowed: at most 3 source tokens (")
+
+
+def very_long_ones(group: Group, texts: list[str], too_long: Any) -> Any:
+    """And how many characters are encoded at once."""
+    settings = SearchSection(max_source_tokens=3, too_long=too_long)
+    translator = echo(group, ["a", "b" * 192, "c"], replace=Copied(), settings=settings)
+    real, asked = translator._encode, list[int]()
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        asked.append(sum(map(len, texts)))
+        return real(texts)
+
+    translator._encode = encode
+    with mock.patch.object(translation, "_TOGETHER", 400):
+        try:
+            return [(one.shown, one.cut) for one in translator.written(texts, "?")], asked
+        except TooLongError as exc:
+            return (exc.place, str(exc)), asked
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_of_a_very_long_text_only_the_beginning_is_looked_at(
+    workers: WorkerPool, num_workers: int
+) -> None:
+    texts = ["c", "a " * 5000, "b" * 192, "b" * 999, "x " * 70, "x " + "y" * 999, "c"]
+    for found, asked in workers.run(num_workers, very_long_ones, texts, "cut"):
+        assert found == [
+            ("c", False), ("a a a", True), ("b" * 192, False), ("b" * 192, True),
+            ("<unk> <unk> <unk>", True), ("X " + "Y" * 190, True), ("c", False),
+        ]  # fmt: skip
+        assert asked == [1 + 192 + 192, 192 + 140, 192 + 1]
+    for (place, said), asked in workers.run(num_workers, very_long_ones, texts, "refuse"):
+        assert place == 1
+        assert said.startswith("more than 192 characters are not allowed: at most 3 source tokens")
+        assert asked == [1 + 192 + 192]
 
 
 def long_split(group: Group, folder: str, data: PreparedData, too_long: Any) -> Any:

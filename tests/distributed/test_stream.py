@@ -30,7 +30,7 @@ class Capitals:
         self.asked.append(lines)
         is_long = ["!" in line for line in lines]
         if self.refuses and any(is_long):
-            raise TooLongError(is_long.index(True), 9, 3)
+            raise TooLongError(is_long.index(True), "9 source tokens", 3)
         return [Written(a.upper(), "", b) for a, b in zip(lines, is_long, strict=True)]
 
 
@@ -89,7 +89,9 @@ def test_what_comes_before_a_refused_line_is_translated(
     assert found[0][0][1:] == [{"kind": "translated", "lines": ["A", "B"], "cut": []}]
     for _, _, (kind, said), _ in found:
         assert kind is UserError
-        assert said.startswith("line 13: 9 source tokens are not allowed: at most 3 (search.max_")
+        assert said.startswith(
+            "line 13: 9 source tokens are not allowed: at most 3 source tokens ("
+        )
 
 
 def test_lines_that_worker_0_cannot_get_end_all(workers: WorkerPool) -> None:

@@ -149,7 +149,8 @@ def test_runs_are_compared_by_the_words_they_find(
     assert f"counted in the training text of {whole}" in compared
 
     dist_embed("prepare", config, f"run.uri={other}", "data.synthetic.seed=2")
-    shutil.copy(tmp_path / "small" / "config.yaml", tmp_path / "other")
+    but_data = shutil.ignore_patterns("data")
+    shutil.copytree(tmp_path / "small", tmp_path / "other", dirs_exist_ok=True, ignore=but_data)
     refused = dist_embed("compare", whole, other, code=2)
     assert f"{whole} and {other} cannot be compared: their test sentences" in refused.stderr
     assert (
@@ -157,7 +158,7 @@ def test_runs_are_compared_by_the_words_they_find(
         in dist_embed("compare", whole, "--split", "train", code=2).stderr
     )
     nowhere = str(tmp_path / "nowhere" / "x.json")
-    assert "no such folder" in dist_embed("compare", whole, "--output", nowhere, code=2).stderr
+    assert "does not exist" in dist_embed("compare", whole, "--output", nowhere, code=2).stderr
 
 
 def test_a_runs_checkpoints_are_proven_pruned_and_exported(

@@ -13,7 +13,7 @@ from unittest import mock
 from hypothesis import strategies as st
 
 from dist_embed.data import lexicon, processes
-from dist_embed.data.corpus import ParallelText, Watch, unwatched
+from dist_embed.data.corpus import ParallelText
 from dist_embed.data.languages.synthetic import SyntheticLanguage
 from dist_embed.data.prepare import prepare_data
 from dist_embed.data.processes import ThisMachine
@@ -22,6 +22,7 @@ from dist_embed.data.text.rows import Pair
 from dist_embed.data.text_form import TextForm
 from dist_embed.data.token_shards import PreparedData, TokenPairs
 from dist_embed.data.tokenizer import SPECIAL_TOKENS, Tokenizer
+from dist_embed.observe.events import Watch, unwatched
 
 SHARD_SENTENCES = 60
 KEEP_ALL = DataSection(max_tokens=1000)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 
 from dist_embed.api.data import prepare
 from dist_embed.api.given import profile_given
@@ -151,6 +152,43 @@ def test_where_a_run_cannot_be_written_nothing_is_prepared(
         train(config)
     assert capsys.readouterr().out == ""
     assert workers.asked == []
+
+
+class Clock:
+    """In the place of `time`: nobody waits."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_a_store_that_is_away_from_the_start_is_waited_for_as_is_said(
+    workers: Workers, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr("dist_embed.storage.retry.time", clock)
+
+    def away(*_: Any, **__: Any) -> None:
+        raise ConnectionError("away")
+
+    checkpoint = config.checkpoint.model_copy(update={"retry_seconds": 7.0})
+    run = config.run.model_copy(update={"uri": "memory://away/run"})
+    impatient = config.model_copy(update={"checkpoint": checkpoint, "run": run})
+    for call, said in (
+        ("pipe_file", r"^run\.uri: .* within 7 s; the last .*: away$"),
+        ("ls", "^could not list manifests in .* within 7 s"),
+    ):
+        clock.now = 0.0
+        with monkeypatch.context() as patched:
+            patched.setattr(MemoryFileSystem, call, away)
+            with pytest.raises(UserError, match=said):
+                train(impatient)
+        assert 0 < clock.now < 10
 
 
 def test_vectors_that_cannot_be_read_are_told_before_anything_is_prepared(
@@ -449,11 +487,17 @@ def test_lines_are_several_and_text(workers: Workers, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("settings", "said"),
-    [({"workers": 0}, "workers: 0 is not allowed: a whole number, at least 1"),
-     ({"workers": "2"}, "workers: '2' is not allowed: a whole number, at least 1"),
-     ({"beam": 0}, "beam: 0 is not allowed: a whole number, at least 1"),
-     ({"beam": True}, "beam: True is not allowed: a whole number, at least 1"),
-     ({"candidates": -1}, "candidates: -1 is not allowed: a whole number, at least 0"),
+    [({"workers": 0}, "workers: 0 is not allowed: a whole number in 1 … 100,000"),
+     ({"workers": "2"}, "workers: '2' is not allowed: a whole number in 1 … 100,000"),
+     ({"workers": 10**8}, "workers: 100000000 is not allowed: a whole number in 1 … 100,000"),
+     ({"beam": 0}, "beam: 0 is not allowed: a whole number in 1 … 1,000"),
+     ({"beam": True}, "beam: True is not allowed: a whole number in 1 … 1,000"),
+     ({"beam": 10**9}, "beam: 1000000000 is not allowed: a whole number in 1 … 1,000"),
+     ({"beam": "auto"}, "beam: 'auto' is not allowed: a whole number in 1 … 1,000"),
+     ({"candidates": -1},
+      "candidates: -1 is not allowed: a whole number in 0 … 1,000,000,000,000"),
+     ({"max_source_tokens": 10**13},
+      "max_source_tokens: 10000000000000 is not allowed: a whole number in 1 … 1,000,000,000,000"),
      ({"replace_unknown": "foo"},
       "replace_unknown: 'foo' is not allowed: one of no, copy, lexicon")],
 )  # fmt: skip

@@ -143,6 +143,7 @@ def test_prune(run: str, capsys: pytest.CaptureFixture[str]) -> None:
         (["--keep-last", "-1"], "--keep-last: -1 is not allowed; at least 0"),
         (["--keep-every", "-1"], "--keep-every: -1 is not allowed; at least 0"),
         (["--leftover-hours", "-0.5"], "--leftover-hours: -0.5 is not allowed; at least 0"),
+        (["--leftover-hours", "nan"], "--leftover-hours: nan is not allowed; at least 0"),
         (["--keep-last", "0"], "--keep-last 0 with --keep-best 0 would leave no checkpoint"),
     ],
 )
@@ -326,4 +327,4 @@ def test_other_sentences_cannot_be_compared(
         capsys.readouterr().err
     )
     assert main(["compare", run, "--output", str(tmp_path / "gone" / "x")]) == 2
-    assert "no such folder" in capsys.readouterr().err
+    assert "gone does not exist" in capsys.readouterr().err

@@ -168,6 +168,10 @@ def test_translate(
     assert told in shown.err
     assert main(["translate", run_uri, "--too-long", "refuse", "--input", str(texts)]) == 0
     assert calls[-1][1].search.too_long == "refuse"
+    texts.write_text(f"{'a' * 128}\n{'b' * 999_999}\n")  # as much as workers look at, and a sign
+    options = ["--max-source-tokens", "2", "--input", str(texts)]
+    assert main(["translate", run_uri, *options]) == 0
+    assert calls[-1][2]["lines"] == ["a" * 128, "b" * 129]
     capsys.readouterr()
     texts.write_text("a\x1b[2j\n")
     for is_terminal, said in ((False, "A\x1b[2J\n"), (True, "A\\x1b[2J\n")):
@@ -181,7 +185,7 @@ def test_translate(
     assert capsys.readouterr().out == ""
     for command in ("evaluate", "translate"):  # before any worker is started
         assert main([command, run_uri, "--output", str(tmp_path / "gone" / "x")]) == 2
-        assert "no such folder" in capsys.readouterr().err
+        assert "gone does not exist" in capsys.readouterr().err
     assert main(["translate", run_uri, "--input", str(tmp_path / "gone")]) == 2
     assert "gone: no such file" in capsys.readouterr().err
     assert len(calls) == before

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dist_embed.data.corpus import ParallelText, Skipped, read_pairs
+from dist_embed.data.text.lines import lines_of
 from dist_embed.data.text.members import archive_of
 from dist_embed.data.text.rows import CorpusError, Pair
 from dist_embed.vectors.file import VectorFileError
@@ -588,6 +589,49 @@ def test_what_has_no_end_is_refused_by_its_limit(put: Put, name: str) -> None:
     assert re.search(r"(line|row) [23]: ", str(caught.value))
     if name != "x.parquet":  # which stores a text as one piece
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 25_000  # KiB
+
+
+class Endless(io.RawIOBase):
+    """A stream without an end of lines, and of which only so much may be asked."""
+
+    def __init__(self, unit: bytes, most: int) -> None:
+        self._unit, self.left = unit, most
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = len(buffer)
+        self.left -= count
+        assert self.left > 0, "read on"
+        buffer[:] = self._unit * count
+        return count
+
+
+@pytest.mark.parametrize("unit", [b"x", b"\r", b"\0"])
+@pytest.mark.parametrize("limit", [20, 2**20])
+def test_a_line_without_an_end_is_refused_before_more_of_it_is_read(
+    unit: bytes, limit: int
+) -> None:
+    stream = Endless(unit, 2 * limit + 2**21)
+    lines = lines_of(io.BufferedReader(stream), "endless", limit)
+    assert "endless, line 1: longer than max_line_bytes=" in str(next(lines))
+    with pytest.raises(AssertionError, match="read on"):  # whoever passes it over goes on
+        next(lines)
+
+
+@pytest.mark.parametrize("ending", ["tsv", "csv", "jsonl"])
+def test_a_row_without_an_end_is_refused_before_more_of_it_is_read(
+    monkeypatch: pytest.MonkeyPatch, put: Put, ending: str
+) -> None:
+    monkeypatch.setattr(
+        "dist_embed.data.text.lines.open_decompressed",
+        lambda uri: io.BufferedReader(Endless(b"x", 2**18)),
+    )
+    numbered: Any = ("a", "b") if ending == "jsonl" else (1, 2)
+    corpus = ParallelText(pairs=(put(f"x.{ending}", b""),), columns=numbered, max_line_bytes=2**16)
+    with pytest.raises(CorpusError, match="line 1: longer than max_line_bytes=65,536"):
+        next(read_pairs(corpus))
 
 
 def test_a_long_text_that_many_rows_of_parquet_share_is_held_a_few_times(tmp_path: Path) -> None:

@@ -356,12 +356,24 @@ def test_how_far_a_text_is_read_is_a_line_a_minute_where_there_is_no_terminal(
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     stream = io.StringIO()
     screen = Screen(stream)
-    assert reading(screen.show, 5_000_000) == list(range(5_000_000))
+    assert reading(screen.show, 20_000) == list(range(20_000))
     lines = stream.getvalue().splitlines()
     assert 2 <= len(lines) <= 4
     assert all(re.fullmatch(r"counting words: [\d,]+ pairs", line) for line in lines)
     assert reading(screen.show, 100) == list(range(100))
     assert len(stream.getvalue().splitlines()) == len(lines)
+
+
+def test_what_is_short_by_itself_is_shown_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(0, 0.01)
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    stream = io.StringIO()
+    watch = watched_by(Screen(stream).show)
+    for number in range(10_000):
+        assert list(watch(f"file {number}", [b""], "MiB")) == [b""]
+    lines = stream.getvalue().splitlines()
+    assert 2 <= len(lines) <= 4
+    assert all(re.fullmatch(r"file \d+: 1 MiB", line) for line in lines)
 
 
 def test_how_far_a_text_is_read_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,13 +385,16 @@ def test_how_far_a_text_is_read_is_a_bar_on_a_terminal(monkeypatch: pytest.Monke
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     stream = Terminal()
     with shown_by(None, stream) as show:
-        reading(show, 600)
+        reading(show, 100)
+        list(watched_by(show)("a digest", range(3), "MiB"))
         show({"kind": "line", "text": "done"})
-    assert "counting words: 512 pairs" in stream.getvalue()
+    for told in ("counting words: 100 pairs", "a digest: 3 MiB"):
+        assert re.search(rf"\r{told}, \d\d:\d\d *\r", stream.getvalue())
     assert stream.getvalue().endswith("\rdone\n")  # in the place of the bar
 
 
 def test_what_reads_a_text_hears_how_far_it_is() -> None:
     events: list[Any] = []
     assert reading(events.append, 3) == [0, 1, 2]
-    assert events == [{"kind": "reading", "what": "counting words", "pairs": 3, "ended": True}]
+    event = {"kind": "reading", "what": "counting words", "unit": "pairs"}
+    assert events == [{**event, "number": 3, "ended": True}]

@@ -861,7 +861,7 @@ def test_counts_of_other_data_are_not_taken(
         (["neighbors", "RUN", "unheard"], "'unheard' is not in the source vocabulary"),
         (["analogy", "RUN", "s1", "s2", "unheard"], "'unheard' is not in"),
         (["plot", "RUN", "--output", "map.pdf"], "ends in .svg or .png or .html"),
-        (["plot", "RUN", "--output", "none/map.png"], "folder none does not exist"),
+        (["plot", "RUN", "--output", "none/map.png"], "none does not exist"),
         (["plot", "RUN", "--output", "map.png", "--count", "3"], "at least 4"),
         (["plot", "RUN", "--output", "RUN/x.html"], "RUN/x.html' is not allowed: that is a folder"),
         (["export", "projector", "RUN", "--output", "RUN/config.yaml/x"], "config.yaml is a file"),
@@ -873,7 +873,7 @@ def test_counts_of_other_data_are_not_taken(
         (["similarity", "RUN", "no.txt"], "cannot read no.txt"),
         (
             ["export", "translator", "RUN", "--output", "none/model"],
-            "the folder none does not exist",
+            "none does not exist",
         ),
         (
             ["export", "embeddings", "RUN", "--format", "glove", "--output", "none/v.txt"],

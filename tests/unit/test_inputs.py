@@ -5,16 +5,18 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
 from dist_embed.data import inputs, preparation
-from dist_embed.data.corpus import ParallelText, unwatched
+from dist_embed.data.corpus import ParallelText
 from dist_embed.data.inputs import Comparison, InputFile, compare_inputs, record_inputs
 from dist_embed.data.lexicon import Lexicon
 from dist_embed.data.prepare import read_counts
@@ -30,10 +32,13 @@ from dist_embed.data.token_shards import (
 )
 from dist_embed.data.tokenizer_files import load_tokenizers
 from dist_embed.errors import StoreUnavailable, UserError
+from dist_embed.observe.events import Watch, unwatched
 from dist_embed.storage import uri as storage
 from dist_embed.storage.turns import taking_turns
+from dist_embed.study import unchanged
 from tests.unit.small_corpus import one_is_this_process, prepare, sentences
 
+Item = TypeVar("Item")
 OLD = Path(__file__).parent / "old_data" / "format-1"
 TEXTS = {
     "s.txt": "a b c\nd e f\nb d\na f c e\n", "t.txt": "x y z\nu v w\ny u\nx w z v\n",
@@ -67,16 +72,30 @@ def with_form(config: Config, form: Any) -> Config:
     return config.model_copy(update={"tokenizer": tokenizer})
 
 
-def ensured(config: Config, **options: bool) -> tuple[PreparedData, list[str]]:
+def ensured(config: Config, **options: Any) -> tuple[PreparedData, list[str]]:
     said: list[str] = []
     with one_is_this_process(1):
         return preparation.ensure_data(config, said.append, **options), said
 
 
+def counting() -> tuple[Watch, Counter[tuple[str, str]]]:
+    """A `Watch` that counts what it passes on."""
+    watched = Counter[tuple[str, str]]()
+
+    def watch(what: str, items: Iterable[Item], unit: str = "pairs") -> Iterator[Item]:
+        for item in items:
+            watched[what, unit] += 1
+            yield item
+
+    return watch, watched
+
+
 def digests_counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     read: list[str] = []
     original = storage.sha256_of
-    monkeypatch.setattr(storage, "sha256_of", lambda uri: (read.append(uri), original(uri))[1])
+    monkeypatch.setattr(
+        storage, "sha256_of", lambda uri, *how: (read.append(uri), original(uri, *how))[1]
+    )
     return read
 
 
@@ -281,11 +300,57 @@ def test_a_large_corpus_takes_a_while_and_says_so(monkeypatch: pytest.MonkeyPatc
     assert len(said) == 1  # smaller than what takes a while
 
 
+def test_how_far_files_are_read_for_their_digests_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "_DIGEST_BLOCK_BYTES", 10)
+    corpora = {"train": ParallelText(("s.txt",), ("t.txt",))}
+    watch, watched = counting()
+    recorded = record_inputs(corpora, print, watch)
+    blocks = {name: -(-len(TEXTS[name]) // 10) for name in ("s.txt", "t.txt")}
+    assert watched == {(f"taking the digest of {n}", "MiB"): blocks[n] for n in blocks}
+    assert recorded == record_inputs(corpora, print)
+    os.utime("s.txt", (1, 1))
+    watched.clear()
+    assert compare_inputs(recorded, corpora, print, watch).copied == ["s.txt"]
+    assert watched == {("taking the digest of s.txt", "MiB"): blocks["s.txt"]}
+
+
+def test_who_asks_for_data_sees_their_digests_taken() -> None:
+    watch, watched = counting()
+    ensured(config_of(), watch=watch)
+    digests = [what for what, unit in watched if unit == "MiB"]
+    assert digests == [f"taking the digest of {name}" for name in ("s.txt", "t.txt", "v.tsv")]
+    os.utime("t.txt", (1, 1))
+    watched.clear()
+    ensured(config_of(), watch=watch)
+    assert watched == {("taking the digest of t.txt", "MiB"): 1}
+
+
+def test_a_study_says_lines_alone_as_it_looks_at_corpora() -> None:
+    ensured(config_of())
+    os.utime("t.txt", (1, 1))
+    said: list[str] = []
+    unchanged.check_corpora([config_of()], said.append)
+    assert [line.partition(" ")[0] for line in said] == ["1"]  # "1 files of the corpora have …"
+
+
+@pytest.mark.parametrize("kind", ["synthetic", "inflected"])
+def test_how_far_a_corpus_is_generated_is_shown(kind: str) -> None:
+    generated = {"sentences": 9, "held_out": 2, "nouns": 6, "verbs": 3, "adjectives": 3}
+    data = {"train": None, "validation": None, kind: generated, "lexicon_translations": 0}
+    watch, watched = counting()
+    ensured(config_of(**data), watch=watch)
+    sizes = {"train": 9, "validation": 2, "test": 2}
+    assert {
+        what: number for (what, _), number in watched.items() if what.startswith("generating")
+    } == {f"generating {name}": size for name, size in sizes.items()}
+    assert all(unit == "pairs" for _, unit in watched)
+
+
 def test_a_file_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     corpora = {"train": ParallelText(("s.txt",), ("t.txt",))}
     recorded = record_inputs(corpora, lambda line: None)
 
-    def fail(uri: str) -> str:
+    def fail(uri: str, *how: object) -> str:
         raise OSError("bad block")
 
     monkeypatch.setattr(storage, "sha256_of", fail)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
+import runpy
 import signal
+import sys
 import time
 from contextlib import ExitStack, nullcontext
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +21,7 @@ from dist_embed.data.lines_ahead import LinesAhead
 from dist_embed.errors import RunFailed, RunStopped, UserError
 from dist_embed.parallel import stop
 from dist_embed.parallel.peers import peers_end_with_this_worker, peers_have_time
-from dist_embed.parallel.safe_path import safe_path
+from dist_embed.parallel.safe_path import leave_out_working_folder, safe_path
 
 FAILURE = {
     "kind": "failure", "rank": 1, "teller": 1, "relayed": False, "is_cause": True,
@@ -157,6 +160,35 @@ def test_blocks_of_several_threads_leave_the_safe_path_as_it_was(
         first.close()  # as a thread that began first and ends first
         assert os.environ["PYTHONSAFEPATH"] == "1"
     assert os.environ.get("PYTHONSAFEPATH") == before
+
+
+@pytest.mark.parametrize(
+    ("variable", "before", "after"),
+    [("1", ["", "/a"], ["/a"]), ("1", ["/a", ""], ["/a", ""]), ("1", [], []),
+     ("", ["", "/a"], ["", "/a"]), (None, ["", "/a"], ["", "/a"])],
+)  # fmt: skip
+def test_where_python_knows_no_safe_path_the_working_folder_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, variable: str | None, before: list[str], after: list[str]
+) -> None:
+    monkeypatch.setattr(sys, "path", before)
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("PYTHONSAFEPATH", variable)
+    leave_out_working_folder()
+    assert sys.path == after
+
+
+def test_the_process_that_workers_are_forked_from_leaves_it_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("inference", "train"):  # they take seconds
+        stand_in = ModuleType(f"dist_embed.training.{name}")
+        monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    runpy.run_module("dist_embed.cluster.forked")
+    gc.unfreeze()
+    assert sys.path[0] != ""
 
 
 def test_workers_that_do_not_stop_in_time_are_told_so(monkeypatch: pytest.MonkeyPatch) -> None:

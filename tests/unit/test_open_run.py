@@ -214,15 +214,21 @@ def test_it_translates_as_the_command_does(run: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("dist_embed.cluster.launch.launch", launch)
     monkeypatch.setattr("dist_embed.cluster.fork_server.start_ahead", lambda device: None)
     opened = open_run(run)
-    found = opened.translate(["a"], step=5, workers=1, beam=7, on_event=events.append)
+    found = opened.translate(
+        ["a"], step=5, workers=1, beam=7, max_source_tokens=9, too_long="refuse",
+        on_event=events.append,
+    )  # fmt: skip
     assert (list(found), len(found), found.step) == (["x"], 1, 5)
     ((task, config, how),) = asked
     assert task == Translate(["a"], 5)
     assert (config.cluster.num_workers, config.search.beam) == (1, 7)
+    assert (config.search.max_source_tokens, config.search.too_long) == (9, "refuse")
     assert (how["launcher"], how["vocabulary_size"]) == ("local", {"source": 34, "target": 34})
     assert events == ["an event"]
     assert isinstance(found, Sequence)
     assert (found[0], found[-1:], found.index("x"), "x" in found) == ("x", ["x"], 0, True)
     assert opened.translate([]) == Translations(None, [])
+    with pytest.raises(UserError, match=r"^beam: 1000000000 is not allowed: .* in 1 … 1,000$"):
+        opened.translate(["a"], beam=10**9)
     assert len(asked) == 1
     assert config_from_dict(opened.config.model_dump()).cluster.num_workers == 3

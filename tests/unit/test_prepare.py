@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -41,6 +41,7 @@ from tests.unit.small_corpus import (
     write_text,
 )
 
+Item = TypeVar("Item")
 MIXED: list[Pair] = [
     ("a b c", "x y z"), ("", "x"), ("a", ""), ("", ""), ("a b c d e", "x"), ("a", "x y z x y"),
     ("a a a a a a", "x x x x x x"), ("b", "y"), ("a b c d", "x y z x"),
@@ -73,10 +74,11 @@ def test_all_passes_over_the_text_are_watched(
 ) -> None:
     watched = Counter[str]()
 
-    def watch(what: str, pairs: Iterable[Pair]) -> Iterator[Pair]:
-        for pair in pairs:
-            watched[what] += 1
-            yield pair
+    def watch(what: str, items: Iterable[Item], unit: str = "pairs") -> Iterator[Item]:
+        for item in items:
+            if unit == "pairs":
+                watched[what] += 1
+            yield item
 
     prepare(tmp_path / "data", prepared.corpora, kind, watch=watch, shared=shared)
     sizes = {f"encoding {name}": len(pairs) for name, pairs in prepared.pairs.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -13,9 +14,15 @@ from pathlib import Path
 
 import psutil
 import pytest
+from tokenizers import Tokenizer as HFTokenizer
+from tokenizers import models
 
+from dist_embed.data import encoding
 from dist_embed.data import processes as module
-from dist_embed.data.processes import PROCESS_BYTES, ProcessEnded, Processes, processes
+from dist_embed.data.processes import ProcessEnded, Processes, process_bytes, processes
+from dist_embed.data.table_tokenizer import TableTokenizer
+from dist_embed.data.tokenizer import Tokenizer
+from dist_embed.data.words_folder import some_words
 from tests.left_behind import living
 
 KILLED = r"one of \d process.* set data\.num_processes"
@@ -116,7 +123,7 @@ def test_no_more_processes_than_cores_that_may_be_used(monkeypatch: pytest.Monke
     pool.close()
 
 
-@pytest.mark.parametrize(("room", "number"), [(0, 1), (PROCESS_BYTES * 3, 3), (2**50, 64)])
+@pytest.mark.parametrize(("room", "number"), [(0, 1), (process_bytes() * 3, 3), (2**50, 64)])
 def test_no_more_processes_than_there_is_memory_for(
     monkeypatch: pytest.MonkeyPatch, room: int, number: int
 ) -> None:
@@ -129,6 +136,55 @@ def test_no_more_processes_than_there_is_memory_for(
     pool = Processes(2)
     assert pool.number == 2  # as a user says
     pool.close()
+
+
+def tokenizer_of(kind: str, size: int) -> Tokenizer:
+    """One of so many pieces: letters, and each of them behind pieces that there are."""
+    pieces, merges = list("abcdefghijklmnopqrstuvwxyz"), []
+    for start in itertools.islice(pieces, size // 26):
+        merges += [(start, letter) for letter in pieces[:26]]
+        pieces += [start + letter for letter in pieces[:26]]
+    if kind == "unigram":
+        # As in one that was trained, what a piece begins with need not be one.
+        scores = [(piece + piece[0], -len(piece) / 7) for piece in pieces]
+        return Tokenizer(HFTokenizer(models.Unigram(scores)))
+    return Tokenizer(HFTokenizer(models.BPE({p: i for i, p in enumerate(pieces)}, merges)))
+
+
+def private_bytes() -> int:
+    """Of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+
+@pytest.mark.parametrize(("kind", "shared"), [("bpe", True), ("unigram", False)])
+def test_tokenizers_of_pieces_count_for_each_process(
+    monkeypatch: pytest.MonkeyPatch, kind: str, shared: bool
+) -> None:
+    held, foretold = [], []
+    for size in (1_000, 60_000):
+        source = tokenizer_of(kind, size)
+        handed = (source, source if shared else tokenizer_of(kind, size))
+        with processes(1, encoding._keep_tokenizers, handed) as pool:
+            held += pool.map(private_bytes, [()])
+        foretold.append(process_bytes(handed))
+    growth, expected = held[1] - held[0], foretold[1] - foretold[0]
+    print(f"{kind}: {growth / 2**20:.0f} MiB, {expected / 2**20:.0f} foretold")
+    assert 0.4 * expected < growth < 1.1 * expected
+    monkeypatch.setattr("dist_embed.data.processes.available_bytes", lambda: foretold[1] * 3)
+    monkeypatch.setattr("dist_embed.data.processes.usable_cores", lambda: 64)
+    pool = Processes(0, encoding._keep_tokenizers, handed)
+    assert pool.number == 3
+    pool.close()
+
+
+def test_mapped_words_count_for_no_process(tmp_path: Path) -> None:
+    path_of_text = {"lowercase": False, "split_punctuation": True}
+    small, large = (
+        TableTokenizer.write(str(tmp_path / str(size)), some_words(size), **path_of_text)
+        for size in (10, 100_000)
+    )
+    assert abs(process_bytes((large,)) - process_bytes((small,))) < 1000
 
 
 def test_a_killed_command_leaves_no_process_behind() -> None:

@@ -61,12 +61,15 @@ def lines_of(file: IO[bytes], name: str, limit: int, beyond: str = "") -> Iterat
     read = partial(file.readline, limit + 2)  # so that it fits with its end
     for number, line in enumerate(iter(read, b""), start=1):
         text = line.rstrip(b"\r\n")
-        is_long = len(text) > limit
-        while line and not line.endswith(b"\n"):  # the rest, which may be of the end alone
+        is_long, size = len(text) > limit, len(line)
+        while not is_long and line and not line.endswith(b"\n"):  # the rest may be of the end
             line = read()
-            is_long = is_long or bool(line.rstrip(b"\r\n"))
+            size += len(line)
+            is_long = bool(line.rstrip(b"\r\n")) or size > limit + LONGEST_LINE
         if is_long:
             yield WrongRow(f"{name}, line {number}: {beyond or too_long(limit)}")
+            while line and not line.endswith(b"\n"):  # only for whoever goes on: it may be endless
+                line = read()
             continue
         try:
             yield text.decode("utf-8-sig" if number == 1 else "utf-8")
