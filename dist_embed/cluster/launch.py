@@ -130,7 +130,7 @@ def _resolved(config: Config, device: str) -> Config:
 def cluster_address(config: Config, launcher: LauncherChoice | None = None) -> str | None:
     """The Ray cluster that a task would run on; None: this machine.
 
-    Raises UserError for the address of a job server.
+    Raises UserError for the address of a job server, and for that of a server of Ray's client.
     """
     if config.cluster.chosen_launcher(launcher) == "local" or under_torchrun():
         return None
@@ -140,8 +140,14 @@ def cluster_address(config: Config, launcher: LauncherChoice | None = None) -> s
     if given and given.startswith(("http://", "https://")):  # which Ray (2.60) refuses, too
         raise UserError(
             f"{name}: {given!r} is not allowed: it is where a job server answers, to which "
-            "`dist-embed submit` sends a run; workers are started at HOST:PORT, ray://HOST:PORT or "
-            "auto, and with cluster.launcher=local on this machine, whatever is set"
+            "`dist-embed submit` sends a run; workers are started at HOST:PORT or auto, and "
+            "with cluster.launcher=local on this machine, whatever is set"
+        )
+    if given and given.startswith("ray://"):
+        raise UserError(
+            f"{name}: {given!r} is not allowed: through Ray's client one sees too little of a "
+            "cluster to look after workers. On a machine of the cluster give HOST:PORT or auto; "
+            "from elsewhere `dist-embed submit` sends the run"
         )
     return given
 

@@ -23,6 +23,7 @@ from dist_embed.cluster.fork_server import worker_context
 from dist_embed.cluster.mailbox import Mailbox, receiver, sender
 from dist_embed.errors import RunFailed, RunStopped
 from dist_embed.observe.events import Event
+from dist_embed.parallel.hang import failures_told_by
 from dist_embed.parallel.main_module import without_main_module
 from dist_embed.parallel.parent import end_with_parent
 from dist_embed.parallel.peers import peers_have_time
@@ -188,6 +189,7 @@ def _child(
         **peers_have_time(),
     )
     emit = sender(writer)
+    failures_told_by(lambda exc: emit(failure_event(rank, exc)))
     try:
         value = target(*args, emit, *([receiver(writer)] if receives else []))
         if rank == 0:

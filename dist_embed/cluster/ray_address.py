@@ -6,7 +6,6 @@ import socket
 
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 10.0
-_CLIENT = "ray://"
 _TOKEN = (
     "RAY_AUTH_MODE=token, and the cluster's in RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or "
     "~/.ray/auth_token"
@@ -14,15 +13,14 @@ _TOKEN = (
 
 
 def why_no_answer(address: str) -> str | None:
-    """What is wrong with the Ray at ``host:port`` or ``ray://host:port``, or that ``auto`` finds;
-    None where it answers, and for an address in another form, of which Ray soon says it.
+    """What is wrong with the Ray at ``host:port``, or that ``auto`` finds; None where it answers,
+    and for an address in another form, of which Ray soon says it.
     """
     if address == "auto":
         found = _found()
         why = found and why_no_answer(found)
         return f"{found}: {why}" if why else None
-    where = address.removeprefix(_CLIENT)
-    host, _, port = where.rpartition(":")
+    host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         return None
     try:
@@ -32,7 +30,7 @@ def why_no_answer(address: str) -> str | None:
     except (OSError, OverflowError) as exc:  # the latter of a port
         told = getattr(exc, "strerror", None) or str(exc)
         return f"nothing listens there ({told})"
-    return _why_no_ray(where, by_client=address.startswith(_CLIENT))
+    return _why_no_ray(address)
 
 
 def _found() -> str | None:
@@ -46,35 +44,25 @@ def _found() -> str | None:
     return found
 
 
-def _why_no_ray(where: str, *, by_client: bool) -> str | None:
-    """Asks what `ray.init` does first: a head for the cluster's number, the server of Ray's client
-    whether it is there; private names of Ray 2.60.
-    """
+def _why_no_ray(where: str) -> str | None:
+    """Asks a head what `ray.init` does first, the cluster's number; private names of Ray 2.60."""
     import grpc  # type: ignore[import-untyped]
     from ray._private.grpc_utils import init_grpc_channel
     from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest
     from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
-    from ray.core.generated.ray_client_pb2 import ClusterInfoRequest, ClusterInfoType
-    from ray.core.generated.ray_client_pb2_grpc import RayletDriverStub
     from ray.exceptions import AuthenticationError
 
     try:
         with init_grpc_channel(where) as channel:
-            if by_client:
-                ask = RayletDriverStub(channel).ClusterInfo
-                question = ClusterInfoRequest(type=ClusterInfoType.PING)
-            else:
-                ask = NodeInfoGcsServiceStub(channel).GetClusterId
-                question = GetClusterIdRequest()
-            ask(question, timeout=ANSWER_SECONDS, wait_for_ready=True)
+            ask = NodeInfoGcsServiceStub(channel).GetClusterId
+            ask(GetClusterIdRequest(), timeout=ANSWER_SECONDS, wait_for_ready=True)
     except AuthenticationError as exc:
         return f"{exc.message}: {_TOKEN}"
     except grpc.RpcError as exc:
         if exc.code() == grpc.StatusCode.UNAUTHENTICATED:
             return f"{exc.details()}: {_TOKEN}"
-        what = "server of Ray's client (ray://)" if by_client else "head of a Ray cluster"
         return (
-            f"what listens there is no {what}, or did not answer within {ANSWER_SECONDS:.0f} s "
-            f"({exc.code().name.lower()})"
+            "what listens there is no head of a Ray cluster, or did not answer within "
+            f"{ANSWER_SECONDS:.0f} s ({exc.code().name.lower()})"
         )
     return None

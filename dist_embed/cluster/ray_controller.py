@@ -1,5 +1,5 @@
-"""The end of the actor by which Ray Train runs a start's workers (its controller), and of what it
-holds: Ray Train (2.60) has no way to be told. Private names of Ray 2.60.
+"""The actor by which Ray Train runs a start's workers (its controller): where it holds slots, and
+its end, for which Ray Train (2.60) has no way to be asked. Private names of Ray 2.60.
 """
 
 from __future__ import annotations
@@ -25,6 +25,17 @@ def end_controllers() -> None:
     for group in _groups():
         if group.creator_actor_id.hex() in controllers:
             core.remove_placement_group(ray.PlacementGroupID(group.placement_group_id))
+
+
+def nodes_of_slots() -> set[str]:
+    """Nodes on which those of this process hold slots."""
+    controllers = _controllers()
+    return {
+        bundle.node_id.hex()
+        for group in _groups()
+        if group.creator_actor_id.hex() in controllers
+        for bundle in group.bundles
+    }
 
 
 def _controllers() -> dict[str, dict[str, Any]]:

@@ -19,7 +19,6 @@ from dist_embed.cluster.ray_outcome import (
     lost_room,
     may_start_again,
     untold,
-    was_announced,
     why,
 )
 from dist_embed.errors import RunFailed, RunStopped
@@ -69,7 +68,7 @@ class Course:
             outlives_conflict = number > 0 and not self._outlived_conflict
             start = Start(number, outlives_conflict=outlives_conflict)
             fit = self._fit(workers, start)
-            outcome = fit.run(workers)
+            outcome = fit.run()
             if start.results and not start.failures:  # it counts whatever has ended since
                 result = start.results[-1]
                 if fit.stopping or not (fit.paused and getattr(result, "stopped", False)):
@@ -92,7 +91,7 @@ class Course:
     def _fit(self, workers: int, start: Start) -> Fit:
         # The first of them tells Ray's head that Ray Train is used (2.60, usage_lib.py).
         trainer = self._around.aside(lambda rest: self._trainer(workers, start.number), self._heed)
-        return Fit(trainer, start, self._mail, self._around)
+        return Fit(trainer, workers, start, self._mail, self._around)
 
     def _room(self, wanted: int, *, again: bool) -> int:
         """For how many workers there is room, once there is."""
@@ -118,7 +117,7 @@ class Course:
         """Wait before another start, if there may be one."""
         start = fit.start
         reason, failures = why(start, outcome), self._failures
-        if (fit.leaving or was_announced(outcome)) and not start.has_cause:
+        if fit.was_announced and not start.has_cause:
             reason = "a node was taken away before the workers had saved"
             failures = self._taken_away
         elif lost_room(outcome):

@@ -116,28 +116,28 @@ class Fit:
     Attributes:
         start: what they have told.
         paused: where they were asked to stop, to go on later: as how many.
-        leaving: whether that was because a node is about to be taken away.
         stopping: whether the run was asked to stop.
         was_idle: whether that was while no workers trained.
     """
 
     def __init__(
-        self, trainer: DataParallelTrainer, start: Start, mail: Mail, around: Surroundings
-    ) -> None:
+        self, trainer: DataParallelTrainer, workers: int, start: Start, mail: Mail,
+        around: Surroundings,
+    ) -> None:  # fmt: skip
         self.start = start
         self.paused = 0
-        self.leaving = False
         self.stopping = False
         self.was_idle = False
         self._mail = mail
         self._around = around
+        self._outlook = Outlook(around.room, workers)
         self._error: Exception | None = None
         self._thread = threading.Thread(target=self._fit, args=(trainer,), name="fit", daemon=True)
         self._done_at: float | None = None
         self._stop_until = 0.0
 
-    def run(self, workers: int) -> Exception | None:
-        """Run the trainer of so many workers while events are delivered; returns what it raised.
+    def run(self) -> Exception | None:
+        """Run the trainer while events are delivered; returns what it raised.
 
         After a result, after a failure that would come again, and after any of workers that were
         asked to stop, the others have a moment to end; then what runs them is ended, they with it.
@@ -148,8 +148,7 @@ class Fit:
             NodeLost: Ray is not there any more.
         """
         around, is_lost = self._around, False
-        outlook = Outlook(around.room, workers)
-        with around.asking(outlook.watch) as watching:
+        with around.asking(self._outlook.watch) as watching:
             self._thread.start()
             try:
                 while self._thread.is_alive():
@@ -162,7 +161,7 @@ class Fit:
                         return None
                     watching.ended()
                     watching.look(has_limit=not self.start.is_under_way)
-                    self._pause(outlook)
+                    self._pause()
                 self._take(MAILBOX_SECONDS)
                 return self._error
             except NodeLost:
@@ -190,6 +189,12 @@ class Fit:
         feed = self._around.feed
         if feed is not None and (answer := feed.answer()) is not None:
             self._mail.answer(self.start.number, answer)
+
+    @property
+    def was_announced(self) -> bool:
+        """Whether a node of the workers, begun or not, was said to be taken away."""
+        outlook = self._outlook
+        return not outlook.announced.isdisjoint(self.start.nodes | outlook.held)
 
     @property
     def has_ended(self) -> bool:
@@ -222,9 +227,9 @@ class Fit:
             around.show(asked_to_stop())  # afterwards: a terminal may stand still
             self.was_idle = not (start.is_under_way or start.is_final)
 
-    def _pause(self, outlook: Outlook) -> None:
+    def _pause(self) -> None:
         """Ask workers to stop that would better go on elsewhere, or as more."""
-        around, start = self._around, self.start
+        around, start, outlook = self._around, self.start, self._outlook
         # Workers that do not train cannot go on.
         if not around.stop_seconds or self.paused or self.stopping or not start.is_under_way:
             return
@@ -235,9 +240,9 @@ class Fit:
             around.say("the node of this command is about to be taken away")
             request_stop()
             return
-        self.leaving = bool(outlook.leaving & start.nodes)
-        workers = outlook.now if self.leaving else outlook.possible
-        if self.leaving:
+        is_leaving = bool(outlook.leaving & start.nodes)
+        workers = outlook.now if is_leaving else outlook.possible
+        if is_leaving:
             reason = "a node is about to be taken away"
         elif workers > outlook.now:
             reason = f"there is room for {workers} workers"

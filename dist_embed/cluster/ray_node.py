@@ -29,22 +29,20 @@ class Node:
     """The node of this process's connection.
 
     Attributes:
-        id: Ray's name of it; None: see below.
+        id: Ray's name of it.
     """
 
     def __init__(self) -> None:
         node = worker._global_node
-        self.id: str | None = None if node is None else node.node_id
-        self._line: socket.socket | None = None
-        if node is not None:  # else there is none between this process and the cluster (ray://)
-            self._line = socket.socket(socket.AF_UNIX)
-            self._line.connect(node.raylet_socket_name)
-            self._line.setblocking(False)
+        self.id: str = node.node_id
+        self._line = socket.socket(socket.AF_UNIX)
+        self._line.connect(node.raylet_socket_name)
+        self._line.setblocking(False)
 
     def lives(self) -> bool:
         """Whether it has not ended: it never says anything on this line, but closes it."""
         try:
-            return self._line is None or bool(self._line.recv(1))
+            return bool(self._line.recv(1))
         except BlockingIOError:
             return True
         except ConnectionError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ray.exceptions import RayError, RaySystemError, RayTaskError
-from ray.train import ControllerError, PreemptionError, TrainingFailedError, WorkerGroupError
+from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
 from ray.train.v2._internal.exceptions import RayTrainError, WorkerGroupStartupTimeoutError
 
 from dist_embed.cluster.failure import Start, failure_event
@@ -66,11 +66,6 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def was_announced(outcome: Exception | None) -> bool:
-    """Whether a node was taken away that Ray knew of beforehand."""
-    return isinstance(outcome, PreemptionError)
-
-
 def lost_room(outcome: Exception | None) -> bool:
     """Whether the room that there was is not there any more: others were faster, or
     a node of it has gone.
@@ -85,5 +80,8 @@ def may_start_again(outcome: Exception | None) -> bool:
 
 
 def ended_by_itself(outcome: Exception | None) -> bool:
-    """Whether what ran the workers has given back what it held, before it ended so."""
-    return outcome is None or isinstance(outcome, TrainingFailedError)
+    """Whether what ran the workers has given back what it held, before it ended so. Not where one
+    was lost while they started: the slots stay taken (Ray Train 2.60, worker_group.py: `_start`
+    gives them free only where no callback had been called).
+    """
+    return outcome is None or isinstance(outcome, WorkerGroupError)

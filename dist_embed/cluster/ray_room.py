@@ -18,9 +18,9 @@ import ray
 from ray._private import state
 from ray.exceptions import RayError
 from ray.util import placement_group, placement_group_table, remove_placement_group
-from ray.util.client import ray as client
 
 from dist_embed.cluster.ray_aside import POLL_SECONDS, Rest
+from dist_embed.cluster.ray_controller import nodes_of_slots
 from dist_embed.cluster.ray_node import NodeLost
 from dist_embed.errors import RunFailed, UserError
 from dist_embed.parallel.settings import DeviceChoice
@@ -97,15 +97,11 @@ class Room:
         self.kind = kind_of_slots(self._min, device, say)
 
     def leaving(self) -> set[str]:
-        """Nodes that are about to be taken away; through Ray's client (ray://) one cannot see."""
-        if client.is_connected():
-            return set()
+        """Nodes that are about to be taken away."""
         return set(state.state.get_draining_nodes())
 
     def free(self) -> int:
         """Slots that nobody uses, on nodes that stay."""
-        if client.is_connected():
-            return int(ray.available_resources().get(self.kind, 0))
         leaving = self.leaving()
         nodes = state.available_resources_per_node().items()
         return sum(int(has.get(self.kind, 0)) for node, has in nodes if node not in leaving)
@@ -115,7 +111,7 @@ class Room:
         some seconds, and until then it would give room there.
         """
         until = time.monotonic() + SETTLE_SECONDS
-        while not client.is_connected() and time.monotonic() < until:
+        while time.monotonic() < until:
             there = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] in nodes]
             if _all_answer(there):
                 return
@@ -259,6 +255,9 @@ class Outlook:
 
     Attributes:
         leaving: nodes that are about to be taken away.
+        announced: those that ever were, gone since or not.
+        held: nodes of these workers' slots, looked up where a node is leaving that workers may not
+            have begun on yet.
         possible: for how many workers there is room.
         all_run: to be set once all ``now`` do: until then they need what is free.
     """
@@ -267,6 +266,8 @@ class Outlook:
         self._room = room
         self.now = now
         self.leaving: set[str] = set()
+        self.announced: set[str] = set()
+        self.held: set[str] = set()
         self.possible = now
         self.all_run = threading.Event()
 
@@ -276,6 +277,9 @@ class Outlook:
             while True:
                 with suppress(RayError):  # a head that starts again may answer next time
                     self.leaving = self._room.leaving()
+                    self.announced |= self.leaving
+                    if self.leaving and not self.all_run.is_set():
+                        self.held |= nodes_of_slots()
                     if self.all_run.is_set():
                         self.possible = growth.possible(self.leaving)
                 rest(POLL_SECONDS)

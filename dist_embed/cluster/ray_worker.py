@@ -68,6 +68,9 @@ def work(handed: dict[str, Any]) -> None:
     with collector_off():
         from dist_embed.cluster.failure import failure_event
         from dist_embed.cluster.ray_metrics import also_as_gauges
+        from dist_embed.parallel.hang import failures_told_by
+
+    failures_told_by(lambda exc: tell(failure_event(rank, exc)))
 
     ended = threading.Event()
     if rank == 0:  # one worker that knows is enough

@@ -48,12 +48,16 @@ class Phases:
 
     Attributes:
         annotate: whether phases go to torch.profiler too, under their names.
+        begun: how many there were.
+        open: the one that the host is in; none: empty.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._sums = _Sums(clock_of(device))
         self._rows = 0
         self.annotate = False
+        self.begun = 0
+        self.open = ""
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
@@ -70,6 +74,10 @@ class Phases:
     def span(self, name: str) -> AbstractContextManager[None]:
         """A block whose time counts under ``name``."""
         return _Span(self._sums, name, self.annotate)
+
+    def phase(self, name: PhaseName) -> AbstractContextManager[None]:
+        """See the function of that name."""
+        return _PhaseSpan(self, name)
 
     def take(self) -> Spent:
         """What was recorded since the last call."""
@@ -129,7 +137,15 @@ _NOTHING = nullcontext()
 
 def phase(name: PhaseName) -> AbstractContextManager[None]:
     """A block that is a phase of the step, where one is recorded. Phases do not nest."""
-    return _NOTHING if _current is None else _current.span(name)
+    return _NOTHING if _current is None else _current.phase(name)
+
+
+def phase_now() -> tuple[int, str]:
+    """How many phases the step that is recorded, and those before it, have begun, and the one that
+    it is in, if it is in one. From any thread.
+    """
+    current = _current
+    return (0, "") if current is None else (current.begun, current.open)
 
 
 def waiting() -> AbstractContextManager[None]:
@@ -204,3 +220,25 @@ class _Span(AbstractContextManager[None]):
         self._sums.add(self._name, self._begin)
         if self._annotation is not None:
             self._annotation.__exit__(kind, exc, trace)
+
+
+class _PhaseSpan(_Span):
+    __slots__ = ("_phases",)
+
+    def __init__(self, phases: Phases, name: PhaseName) -> None:
+        super().__init__(phases._sums, name, phases.annotate)
+        self._phases = phases
+
+    def __enter__(self) -> None:
+        self._phases.begun += 1
+        self._phases.open = self._name
+        super().__enter__()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        super().__exit__(kind, exc, trace)
+        self._phases.open = ""

@@ -72,6 +72,10 @@ class WorkerError(RuntimeError):
         return type(self), values
 
 
+class Hangs(Exception):
+    """This worker makes no progress; its traceback is where it was seen."""
+
+
 def user_message(exc: BaseException) -> str | None:
     """The message, where it says all that a user needs: of a `UserError`, and of an `OSError`.
 
@@ -144,7 +148,7 @@ def is_passing(exc: BaseException) -> bool:
     while step is not None:
         if isinstance(step, WorkerError):
             return step.is_passing
-        if isinstance(step, StoreUnavailable | ConnectionError | TimeoutError):
+        if isinstance(step, StoreUnavailable | ConnectionError | TimeoutError | Hangs):
             return True
         if is_broken_collective(step):
             return True

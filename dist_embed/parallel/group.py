@@ -12,7 +12,8 @@ from typing import Any, get_args
 
 import torch
 import torch.distributed as dist
-from torch.distributed import HashStore  # type: ignore[attr-defined]
+from torch.distributed import HashStore, PrefixStore  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
 
 from dist_embed.arguments import one_of, real_number
 from dist_embed.errors import UserError
@@ -102,13 +103,19 @@ def _joined(device_type: DeviceChoice, timeout_seconds: float, *, alone: bool) -
         device = torch.device("cpu")
     owned = alone or not dist.is_initialized()
     if owned:
+        timeout = timedelta(seconds=max(0.001, timeout_seconds))
         place: dict[str, Any] = {}
         if alone:
             place = {"store": HashStore(), "rank": 0, "world_size": 1}
+        elif restart := os.environ.get("TORCHELASTIC_RESTART_COUNT"):
+            # What workers before a restart have left in torchrun's store, as their addresses, is
+            # still there (torch 2.13, rendezvous.py:_create_c10d_store takes it for a new one).
+            store, rank, num_workers = next(rendezvous("env://", timeout=timeout))
+            store = PrefixStore(f"restart-{restart}", store)
+            place = {"store": store, "rank": rank, "world_size": num_workers}
         dist.init_process_group(
-            "nccl" if device_type == "cuda" else "gloo",
-            timeout=timedelta(seconds=max(0.001, timeout_seconds)), **place,
-        )  # fmt: skip
+            "nccl" if device_type == "cuda" else "gloo", timeout=timeout, **place
+        )
     pg = dist.group.WORLD
     assert pg is not None
     num_workers = dist.get_world_size()

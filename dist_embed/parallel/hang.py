@@ -1,13 +1,17 @@
 """Who holds up the others: a worker that makes no progress is named, with what it does.
 
-Each worker says what it is about (`at`), and counts the collectives that it has entered. A thread
-of each leaves both in the group's store while nothing moves. Who has entered fewer than others is
-the one that they wait for; those that wait for it are not named.
+Each worker says what it is about (`at`), and counts the collectives and phases that it has entered.
+A thread of each leaves that in the group's store while nothing moves. Who has entered fewer
+collectives than others is the one that they wait for; those that wait for it are not named.
+
+A worker alone waits in no exchange that would end it: that thread does.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import os
 import sys
 import threading
 import time
@@ -16,25 +20,98 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from typing import Any
+from types import FrameType, TracebackType
+from typing import Any, NoReturn
 
 import torch.distributed as dist
 
+from dist_embed.observe.phases import phase_now
+from dist_embed.parallel.errors import Hangs
 from dist_embed.parallel.group import Group
 
 LOOKS = 4  # within the time after which a worker hangs
 END_SECONDS = 1.0
 FRAMES = 12  # of a stack that are told
+# A worker alone is ended after so many times what it has ever needed between two signs of progress,
+# if that is longer than its limit.
+LONGER = 10
 _KEY = "dist_embed/hang"
 
 # What this process's worker is about; None: it may take long, and has limits of its own.
 _about: str | None = None
+_latest: str | None = None  # that it was about
+_steps = 0  # how many different ones, one after the other
 
 
 def at(about: str | None) -> None:
     """Say what this worker is about from now on, as ``step 12``; None: what may take long."""
-    global _about
+    global _about, _latest, _steps
+    if about is not None and about != _latest:
+        _latest = about
+        _steps += 1
     _about = about
+
+
+def _begin() -> None:
+    global _about, _latest, _steps
+    _about = _latest = None
+    _steps = 0
+
+
+# What tells whoever has started this process why it ends; None: what `hangs_named` says lines with.
+_tell: Callable[[Exception], None] | None = None
+
+
+def failures_told_by(tell: Callable[[Exception], None]) -> None:
+    """Say how this process, a worker's, tells its launcher an error from any thread. It returns
+    once the error is on its way.
+    """
+    global _tell
+    _tell = tell
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """How far this worker has come.
+
+    Attributes:
+        entered: collectives of the group that it has entered.
+        about: see `at`.
+        begun: phases of steps that it has begun.
+        phase: the one that it is in; none: empty.
+    """
+
+    entered: int
+    about: str | None
+    begun: int
+    phase: str
+
+    @property
+    def where(self) -> str | None:
+        """What it is about, for people."""
+        return f"{self.about}, {self.phase}" if self.about and self.phase else self.about
+
+
+class _Patience:
+    """How long a worker alone may stay in a phase of a step.
+
+    Looks are counted, not seconds: a process that was stopped, and goes on, has not looked either.
+    """
+
+    def __init__(self, looks: float) -> None:
+        self._least = looks
+        self._seen: _Seen | None = None
+        self._still = 0
+        self._longest = 0  # that it ever was
+
+    def is_over(self, now: _Seen) -> bool:
+        """To be asked at every look."""
+        if now != self._seen or now.about is None or not now.phase:
+            self._longest = max(self._longest, self._still)
+            self._seen, self._still = now, 0
+            return False
+        self._still += 1
+        return _steps > 1 and self._still >= max(self._least, LONGER * self._longest)
 
 
 @dataclass(frozen=True)
@@ -44,7 +121,7 @@ class _State:
     Attributes:
         looks: how often it has looked, by which it is seen to live.
         entered: collectives of the group that it has entered.
-        about: what it is about.
+        about: what it is about, with the phase that it is in.
         since: when it has come so far.
         stack: where it is.
     """
@@ -57,19 +134,23 @@ class _State:
 
 
 @contextmanager
-def hangs_named(group: Group, seconds: float, say: Callable[[str], None]) -> Iterator[None]:
+def hangs_named(
+    group: Group, seconds: float, say: Callable[[str], None], *, limit: float = math.inf
+) -> Iterator[None]:
     """For the length of a block this worker, which runs in the calling thread, is looked after.
 
     Args:
         group: of workers; all enter.
         seconds: without progress, after which who holds it up is named.
         say: takes the lines.
+        limit: seconds in one phase of a step after which a worker alone tells that it `Hangs`, and
+            its process ends: not in the first step, which shows how long phases take.
 
     Not collective: nobody waits here for anybody.
     """
-    at(None)
+    _begin()
     ended = threading.Event()
-    watch = _Watch(group, threading.get_ident(), seconds, say)
+    watch = _Watch(group, threading.get_ident(), seconds, say, limit)
     threads = [
         threading.Thread(target=run, args=(ended,), name="hangs", daemon=True)
         for run in (watch.run, watch.look_at_store)
@@ -87,13 +168,14 @@ def hangs_named(group: Group, seconds: float, say: Callable[[str], None]) -> Ite
 
 class _Watch:
     def __init__(
-        self, group: Group, worker: int, seconds: float, say: Callable[[str], None]
+        self, group: Group, worker: int, seconds: float, say: Callable[[str], None], limit: float
     ) -> None:
         self._group = group
         self._worker = worker
         self._seconds = seconds
         self._say = say
-        self._every = seconds / LOOKS
+        self._limit = limit if group.num_workers == 1 else math.inf
+        self._every = min(seconds, self._limit) / LOOKS
         self._looks = 0
         self._own: _State
         self._asked_at: float | None = None  # a call of the store, while it lasts
@@ -104,22 +186,39 @@ class _Watch:
 
     def run(self, ended: threading.Event) -> None:
         """Look again and again, until the block has ended or the store has gone."""
-        seen: tuple[int, str | None] | None = None
+        seen: _Seen | None = None
         told = since = 0.0
         when = ""
+        patience = _Patience(self._limit / self._every)
         while not ended.wait(self._every):
             try:
-                now = self._entered(), _about
+                now = self._see()
                 if now != seen:
                     seen, since = now, time.monotonic()
                     when = f"{datetime.now(timezone.utc):%H:%M:%S} UTC"
                 self._leave(when)
-                hangs = _about is not None and time.monotonic() - since >= self._seconds
+                hangs = now.about is not None and time.monotonic() - since >= self._seconds
                 if hangs and told != since:
                     told = since
                     self._name(ended, when, now)
+                if patience.is_over(now):
+                    self._give_up(now)
             except RuntimeError:  # the store has gone with its host; the worker will notice
                 return
+
+    def _give_up(self, now: _Seen) -> NoReturn:
+        """End this process, whose worker may be where nothing can be raised."""
+        error = Hangs(
+            f"no progress for {self._limit:.0f} s (cluster.timeout_seconds) in {now.where}"
+        )
+        error.with_traceback(_traceback_of(self._frame()))
+        try:
+            if _tell is not None:
+                _tell(error)
+            else:
+                self._say("".join(traceback.format_exception(error)).rstrip())
+        finally:
+            os._exit(1)
 
     def look_at_store(self, ended: threading.Event) -> None:
         """Tell it where worker 0, in whose process the store is, does not answer: then nobody can
@@ -137,7 +236,7 @@ class _Watch:
                 told = asked_at
                 self._say(
                     f"worker 0, or its machine, does not answer: worker {self._group.rank}, in "
-                    f"{_about}, has waited {self._seconds:.0f} s for its store"
+                    f"{self._see().where}, has waited {self._seconds:.0f} s for its store"
                 )
 
     @contextmanager
@@ -153,19 +252,25 @@ class _Watch:
         # torch 2.13: counted by gloo and NCCL for every collective of a group, of DDP's too.
         return int(self._group.process_group._get_sequence_number_for_group())  # type: ignore[attr-defined]
 
+    def _see(self) -> _Seen:
+        return _Seen(self._entered(), _about, *phase_now())
+
+    def _frame(self) -> FrameType | None:
+        return sys._current_frames().get(self._worker)
+
     def _leave(self, when: str) -> None:
         self._looks += 1
-        frame = sys._current_frames().get(self._worker)
+        frame, seen = self._frame(), self._see()
         stack = traceback.format_stack(frame, FRAMES) if frame is not None else []
-        self._own = _State(self._looks, self._entered(), _about, when, "".join(stack))
+        self._own = _State(self._looks, seen.entered, seen.where, when, "".join(stack))
         if self._store is not None:
             with self._asking() as store:
                 store.set(f"{_KEY}/{self._group.rank}", json.dumps(asdict(self._own)))
 
-    def _name(self, ended: threading.Event, when: str, seen: tuple[int, str | None]) -> None:
+    def _name(self, ended: threading.Event, when: str, seen: _Seen) -> None:
         """Tell who holds up the others, where nobody has told it yet."""
         before = self._states()
-        if ended.wait(self._every) or (self._entered(), _about) != seen:
+        if ended.wait(self._every) or self._see() != seen:
             return
         self._leave(when)
         now = {rank: state for rank, state in self._states().items() if rank in before}
@@ -203,3 +308,12 @@ class _Watch:
                 for rank, key in keys.items()
                 if store.check([key])
             }
+
+
+def _traceback_of(frame: FrameType | None) -> TracebackType | None:
+    """As of an error raised there."""
+    trace = None
+    while frame is not None:
+        trace = TracebackType(trace, frame, frame.f_lasti, frame.f_lineno)
+        frame = frame.f_back
+    return trace

@@ -30,6 +30,7 @@ from dist_embed.parallel.stop import stop_on_signals
 from dist_embed.run.data import data_of_all
 from dist_embed.run.folder import RunFolder, write_run_folder
 from dist_embed.run.metrics import MetricsLog
+from dist_embed.run.shared import check_shared
 from dist_embed.storage.objects import ObjectStore
 from dist_embed.storage.retry import retrying_for
 from dist_embed.training.assemble import (
@@ -78,6 +79,7 @@ def train_task(context: Context, asked: Train) -> TrainResult:
 def _train(context: Context, asked: Train) -> TrainResult:
     config, group, reporter = context.config, context.group, context.reporter
     data = data_of_all(config, group, asked.data_folder)
+    check_shared(config.run.uri, group)
     must_equal = what_must_equal(config, data, group)
     # Opened where words are wanted: a step needs none.
     tokenizers = cache(partial(load_tokenizers, data.folder_uri, data))

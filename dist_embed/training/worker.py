@@ -66,7 +66,12 @@ def run_worker(task: Task[R], config: Config, emit: Emit, receive: Receive | Non
         uploaded(log, config.run.uri) if task.trains else nullcontext(),
         joined_group(device, config.cluster.timeout_seconds) as group,
         errors_shared(group),
-        hangs_named(group, config.cluster.hang_seconds, Reporter(emit).line),
+        hangs_named(
+            group,
+            config.cluster.hang_seconds,
+            Reporter(emit).line,
+            limit=config.cluster.timeout_seconds,
+        ),
     ):
         reporter = Reporter(emit) if group.is_first else silent_reporter()
         in_run = worker_log(config.run.uri, group.rank, trains=True)

@@ -39,10 +39,11 @@ class WorkersSpent:
 
     def as_metrics(self) -> dict[str, Any]:
         """For a run's metrics: phases of worker 0, and what tells workers apart."""
-        phases = {metric_of(name): of[0] for name, of in self.phases.items()}
+        phases = {metric_of(name): _rounded(of) for name, of in self.phases.items()}
         return {
-            **{name: round(seconds, 6) for name, seconds in phases.items()},
-            "workers/own_seconds": [round(seconds, 6) for seconds in self.own_seconds],
+            **{name: of[0] for name, of in phases.items()},
+            **{f"workers/{name}": of for name, of in phases.items()},
+            "workers/own_seconds": _rounded(self.own_seconds),
             "workers/rows_requested": self.rows_requested,
             "workers/memory_bytes": self.memory_bytes,
         }
@@ -55,6 +56,10 @@ class WorkersSpent:
             "rows_requested": self.rows_requested,
             "memory_bytes": self.memory_bytes,
         }
+
+
+def _rounded(seconds: list[float]) -> list[float]:
+    return [round(one, 6) for one in seconds]
 
 
 def spent_by_workers(spent: Spent, group: Group) -> WorkersSpent:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
+import traceback
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,13 +13,16 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from dist_embed.observe.phases import Phases, phase, waiting
+from dist_embed.parallel import hang
 from dist_embed.parallel.collectives import (
     start_sum_over_workers,
     sum_numbers_over_workers,
     sum_over_workers,
 )
+from dist_embed.parallel.errors import Hangs, is_passing
 from dist_embed.parallel.group import Group
-from dist_embed.parallel.hang import at, hangs_named
+from dist_embed.parallel.hang import at, failures_told_by, hangs_named
 from tests.distributed.pool import WorkerPool
 
 SECONDS = 0.6
@@ -61,6 +66,87 @@ def test_who_holds_up_the_others_is_named(
     assert text.startswith(f"worker {slow} makes no progress in step 8; it has been here since ")
     assert "_hang(4 * SECONDS)" in text
     assert text.endswith("time.sleep(seconds)")
+
+
+def _held_up_in_a_phase(group: Group) -> list[str]:
+    told: list[str] = []
+    with hangs_named(group, SECONDS, told.append), Phases(group.device).recorded():
+        at("step 7")
+        with phase("data wait"):
+            if group.rank == 1:
+                _hang(4 * SECONDS)
+        sum_numbers_over_workers([1], group)
+        at(None)
+        sum_numbers_over_workers([1], group)
+    return told
+
+
+def test_the_phase_of_the_step_is_named(workers: WorkerPool) -> None:
+    told = workers.run(2, _held_up_in_a_phase)
+    (text,) = (line for lines in told for line in lines)
+    assert text.startswith("worker 1 makes no progress in step 7, data wait; it has been here ")
+
+
+def _alone(group: Group, steps: list[str | None], in_phase: bool) -> tuple[list[Exception], bool]:
+    """What a worker told that hangs in the last of these steps, and whether it was ended."""
+    told: list[Exception] = []
+    ended = threading.Event()
+    real: Any = hang.os, hang._tell
+    hang.os = SimpleNamespace(_exit=lambda code: ended.set())  # type: ignore[assignment]
+    failures_told_by(told.append)
+    try:
+        with hangs_named(group, 60.0, told.append, limit=SECONDS):  # type: ignore[arg-type]
+            for step in steps:
+                at(step)
+                with Phases(group.device).recorded(), phase("data wait") if in_phase else waiting():
+                    pass
+            with Phases(group.device).recorded(), phase("data wait") if in_phase else waiting():
+                deadline = time.monotonic() + 3 * SECONDS
+                while not ended.is_set() and time.monotonic() < deadline:
+                    _hang(0.05)
+    finally:
+        hang.os, hang._tell = real
+    return told, ended.is_set()
+
+
+def test_a_worker_alone_that_hangs_tells_where_and_is_ended(workers: WorkerPool) -> None:
+    """By an error that may pass."""
+    (((error, *_), ended),) = workers.run(1, _alone, ["step 1", "step 2"], True)
+    assert ended
+    assert isinstance(error, Hangs)
+    assert is_passing(error)
+    assert str(error) == "no progress for 1 s (cluster.timeout_seconds) in step 2, data wait"
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "steps", "in_phase"),
+    [(1, ["step 1"], True), (1, ["step 1", "step 2"], False), (1, ["step 1", "step 2", None], True),
+     (2, ["step 1", "step 2"], True)],
+    ids=["the first step", "between phases", "what may take long", "one of several"],
+)  # fmt: skip
+def test_only_a_worker_alone_in_a_phase_of_a_later_step_is_ended(
+    workers: WorkerPool, num_workers: int, steps: list[str | None], in_phase: bool
+) -> None:
+    assert workers.run(num_workers, _alone, steps, in_phase) == num_workers * [([], False)]
+
+
+def test_what_is_told_of_a_hang_ends_where_it_was_seen() -> None:
+    error = Hangs("no progress")
+    error.with_traceback(hang._traceback_of(sys._getframe()))
+    first, *_, last = "".join(traceback.format_exception(error)).splitlines()
+    assert (first, last) == (
+        "Traceback (most recent call last):", "dist_embed.parallel.errors.Hangs: no progress",
+    )  # fmt: skip
+
+
+def test_a_worker_is_given_ten_times_as_long_as_it_ever_needed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hang, "_steps", 3)
+    slow, stuck = hang._Seen(0, "step 3", 9, "output"), hang._Seen(0, "step 4", 9, "output")
+    patience = hang._Patience(looks=4)
+    assert not any(patience.is_over(slow) for _ in range(3))
+    assert [patience.is_over(stuck) for _ in range(21)] == 20 * [False] + [True]
 
 
 def test_what_may_take_long_is_no_hang(workers: WorkerPool) -> None:

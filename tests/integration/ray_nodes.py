@@ -39,8 +39,8 @@ class Nodes:
         return node
 
     def remove(self, node: Any) -> None:
-        """At once and without notice."""
-        self.there.remove(node)
+        """At once, without notice or after one."""
+        (self.there if node in self.there else self._leaving).remove(node)
         self._cluster.remove_node(node, allow_graceful=False)
 
     def drain(self, node: Any, seconds: int) -> None:

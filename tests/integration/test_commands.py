@@ -13,7 +13,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -317,23 +318,37 @@ def test_torchrun_enters_the_same_worker(config: str, dist_embed: Command, tmp_p
     assert metrics(tmp_path / "torchrun") == metrics(tmp_path / "run")
 
 
+@contextmanager
+def under_torchrun(config: str, *options: str) -> Iterator[subprocess.Popen[str]]:
+    """A run of two workers without an end; ended with the block."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+         "--shutdown-timeout=180", *options, "-m", "dist_embed.cli.main", "train", config,
+         "train.max_steps=100000", "train.evaluate_every=100000", "checkpoint.every_steps=100000"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def until_step(step: int, run: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 300
+    while not (run / "metrics.jsonl").exists() or max(metrics(run), default=0) < step:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 @pytest.mark.heavy
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_torchrun_asked_to_stop_ends_with_1_and_the_run_is_saved(
     number: int, config: str, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    with subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-         "--shutdown-timeout=180", "-m", "dist_embed.cli.main", "train", config,
-         "train.max_steps=100000", "train.evaluate_every=100000", "checkpoint.every_steps=100000"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    ) as process:  # fmt: skip
-        deadline = time.monotonic() + 200
-        while not (run / "metrics.jsonl").exists() or len(metrics(run)) < 5:
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+    with under_torchrun(config) as process:
+        until_step(5, run, process)
         workers = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(number)
         said, complaint = process.communicate(timeout=200)
@@ -345,6 +360,34 @@ def test_torchrun_asked_to_stop_ends_with_1_and_the_run_is_saved(
     assert f"stopped as asked after step {steps[0]}" in complaint
     assert len(metrics(run)) == steps[0]
     assert living(workers) == []
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("restarts", [0, 1])
+def test_one_worker_of_torchrun_asked_to_stop_has_all_save_and_torchrun_start_them_again(
+    restarts: int, config: str, tmp_path: Path
+) -> None:
+    """As often as it may: their exit code is that of a failure to it."""
+    run = tmp_path / "run"
+    with under_torchrun(config, f"--max-restarts={restarts}") as process:
+        until_step(5, run, process)
+        (worker,) = [
+            one for one in psutil.Process(process.pid).children()
+            if one.environ().get("RANK") == "1"
+        ]  # fmt: skip
+        worker.send_signal(signal.SIGTERM)
+        if restarts:
+            psutil.wait_procs([worker], timeout=200)
+            (saved,) = list_steps(str(run))
+            until_step(saved + 5, run, process)
+            process.send_signal(signal.SIGTERM)
+        said, complaint = process.communicate(timeout=200)
+    assert process.returncode == 1, complaint
+    steps = list_steps(str(run))
+    assert len(steps) == 1 + restarts
+    assert f"the workers stop here: saving step {steps[0]}" in said
+    assert said.count(f"resuming from the checkpoint of step {steps[0]}") == restarts
+    assert ("exitcode  : 143" in complaint) == (restarts == 0)
 
 
 def test_torchrun_gives_workers_as_long_to_save_as_the_documentation_says(

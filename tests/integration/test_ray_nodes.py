@@ -115,6 +115,22 @@ def test_a_node_that_is_announced_to_go_costs_no_step(training: Training, nodes:
     training.is_as_if_not(STEPS)
 
 
+def test_a_node_that_goes_as_announced_while_workers_start_is_no_failure(
+    training: Training, nodes: Nodes
+) -> None:
+    node = nodes.there[0]
+    with training.started("cluster.max_failures=0"):
+        training.until(lambda: bool(nodes.workers(node)))
+        assert not training.starts()
+        nodes.add()
+        nodes.drain(node, 60)
+        time.sleep(3)  # they would not have saved, had they begun
+        nodes.remove(node)
+        said = training.ended()
+    assert "s: a node was taken away before the workers had saved" in said
+    training.is_as_if_not(STEPS)
+
+
 def test_a_node_that_is_lost_while_data_are_prepared(
     training: Training, nodes: Nodes, dist_embed: Command, tmp_path: Path
 ) -> None:

@@ -19,6 +19,7 @@ from dist_embed.model.output_layer import ExactSoftmax, SampledSoftmax
 from dist_embed.model.sampler import LogUniformSampler
 from dist_embed.parallel import group as group_module
 from dist_embed.parallel.group import joined_group, lone_group
+from dist_embed.parallel.rendezvous import hosted_store
 
 
 @pytest.mark.parametrize("joined", [joined_group, lone_group])
@@ -35,6 +36,23 @@ def test_what_cannot_be_is_refused_before_the_group_is_made(
     with pytest.raises(UserError, match=expected), joined(**wrong):
         raise AssertionError("it was made")
     assert not torch.distributed.is_initialized()
+
+
+def test_after_a_restart_by_torchrun_nothing_of_before_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The store of torchrun is the same one, with addresses where nobody listens any more."""
+    store = hosted_store()
+    place = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1, "MASTER_ADDR": "127.0.0.1",
+             "MASTER_PORT": store.port, "TORCHELASTIC_USE_AGENT_STORE": True}  # fmt: skip
+    for name, value in place.items():
+        monkeypatch.setenv(name, str(value))
+    for restart in range(2):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(restart))
+        with joined_group("cpu"):
+            joined = dist.distributed_c10d._get_default_store()
+            assert not joined.check(["left"])
+            joined.set("left", "here")
 
 
 def test_at_an_error_exchanges_of_gpus_are_broken_off_and_not_waited_for(

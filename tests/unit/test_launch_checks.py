@@ -154,7 +154,7 @@ def test_a_worker_of_torchrun_does_the_work_itself(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(launching, "available_bytes", lambda: 0)
     config = config_from_dict(
         {"run": {"uri": "/shared/x"}, "data": {"synthetic": {}}, "train": {"max_steps": 1},
-         "cluster": {"address": "ray://there"}}
+         "cluster": {"address": "there:6379"}}
     )  # fmt: skip
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("LOCAL_RANK", "0")
@@ -169,7 +169,7 @@ def test_a_worker_of_torchrun_does_the_work_itself(monkeypatch: pytest.MonkeyPat
     for name in ("TORCHELASTIC_RUN_ID", "LOCAL_RANK"):
         with monkeypatch.context() as without:
             without.delenv(name)
-            assert launching.cluster_address(config) == "ray://there"
+            assert launching.cluster_address(config) == "there:6379"
 
 
 def test_which_cluster_a_task_runs_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,14 +182,14 @@ def test_which_cluster_a_task_runs_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert address() is None
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     assert address() == "auto"
-    assert address(address="ray://there") == "ray://there"
+    assert address(address="there:6379") == "there:6379"
     assert address(launcher="local") is None
     assert address("ray", launcher="local") == "auto"
-    assert address("local", address="ray://there") is None
+    assert address("local", address="there:6379") is None
     assert address("auto", launcher="local") == "auto"  # by the environment
-    assert address("auto", address="ray://there", launcher="local") == "ray://there"
+    assert address("auto", address="there:6379", launcher="local") == "there:6379"
     for server in ("http://head:8265", "https://head"):
-        line = f"{server!r} is not allowed: .* `dist-embed submit` .* HOST:PORT, .*launcher=local"
+        line = f"{server!r} is not allowed: .* `dist-embed submit` .* HOST:PORT .*launcher=local"
         monkeypatch.setenv("RAY_ADDRESS", server)
         for launcher in (None, "ray"):
             with pytest.raises(UserError, match=f"^RAY_ADDRESS: {line}") as caught:
@@ -199,6 +199,13 @@ def test_which_cluster_a_task_runs_on(monkeypatch: pytest.MonkeyPatch) -> None:
         assert address(address="there:6379") == "there:6379"
         with pytest.raises(UserError, match=f"^cluster.address: {line}"):
             address(address=server)
+    for client in ("ray://head:10001", "ray://head"):
+        monkeypatch.setenv("RAY_ADDRESS", client)
+        line = f"{client!r} is not allowed: .* HOST:PORT or auto; .*`dist-embed submit` sends"
+        with pytest.raises(UserError, match=f"^RAY_ADDRESS: {line}"):
+            address()
+        with pytest.raises(UserError, match=f"^cluster.address: {line}"):
+            address(address=client)
     monkeypatch.delenv("RAY_ADDRESS")
     assert address("auto", launcher="ray") is None
     for wrong in ("spark", "", 3):
@@ -208,7 +215,7 @@ def test_which_cluster_a_task_runs_on(monkeypatch: pytest.MonkeyPatch) -> None:
             address(wrong)
 
 
-@pytest.mark.parametrize("address", [None, "ray://there"])
+@pytest.mark.parametrize("address", [None, "there:6379"])
 def test_a_ray_of_our_own_is_asked_for_workers_of_this_machine_s_device(
     monkeypatch: pytest.MonkeyPatch, address: str | None
 ) -> None:

@@ -17,6 +17,7 @@ from dist_embed.observe.phases import (
     Phases,
     note_rows,
     phase,
+    phase_now,
     waiting,
     waiting_after,
     waiting_until,
@@ -35,6 +36,19 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
         now[0] += seconds
 
     return passes
+
+
+def test_the_phase_that_a_step_is_in_is_known_and_how_many_there_were() -> None:
+    recorder = Phases(CPU)
+    found = []
+    for _ in range(2):
+        with recorder.recorded():
+            with phase("lookup"), waiting():
+                found.append(phase_now())
+            found.append(phase_now())
+    with phase("encoder"):
+        found.append(phase_now())
+    assert found == [(1, "lookup"), (1, ""), (2, "lookup"), (2, ""), (0, "")]
 
 
 def test_phases_are_summed_and_waits_are_no_work_of_ones_own(

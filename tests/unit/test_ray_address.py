@@ -24,7 +24,6 @@ from dist_embed.cluster.ray_private import private_ray
 from dist_embed.errors import RunFailed, UserError
 
 NO_HEAD = "what listens there is no head of a Ray cluster"
-NO_SERVER = r"what listens there is no server of Ray's client \(ray://\)"
 
 
 @pytest.fixture(autouse=True)
@@ -68,35 +67,17 @@ def other_grpc() -> Iterator[int]:
         yield port
 
 
-@pytest.mark.parametrize("by", ["", "ray://"])
 @pytest.mark.parametrize("kind", ["silent", "http", "other_grpc"])
-def test_what_is_no_ray_is_said_soon(kind: str, by: str, request: pytest.FixtureRequest) -> None:
-    address = f"{by}127.0.0.1:{request.getfixturevalue(kind)}"
-    why = NO_SERVER if by else NO_HEAD
+def test_what_is_no_ray_is_said_soon(kind: str, request: pytest.FixtureRequest) -> None:
+    address = f"127.0.0.1:{request.getfixturevalue(kind)}"
     with (
         pytest.raises(
-            UserError, match=f"{address}' .*cluster.address or RAY_ADDRESS.*{why}"
+            UserError, match=f"{address}' .*cluster.address or RAY_ADDRESS.*{NO_HEAD}"
         ) as told,
         ray_train.connected(address, 2),
     ):
         pass
     assert len(str(told.value).splitlines()) == 1
-
-
-class ForClients(grpc.GenericRpcHandler):  # type: ignore[misc]
-    """Answers as the server of Ray's client does before a client has told who it is (2.60)."""
-
-    def service(self, call: Any) -> Any:
-        if call.method == "/ray.rpc.RayletDriver/ClusterInfo":
-            return grpc.unary_unary_rpc_method_handler(lambda question, context: b"")
-        return None
-
-
-def test_the_server_of_ray_s_client_is_told_from_a_head(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_address, "ANSWER_SECONDS", 10.0)
-    with serving(ForClients()) as port:
-        assert why_no_answer(f"ray://127.0.0.1:{port}") is None
-        assert (why_no_answer(f"127.0.0.1:{port}") or "").startswith(NO_HEAD)
 
 
 class WrongToken(grpc.GenericRpcHandler):  # type: ignore[misc]
@@ -109,11 +90,10 @@ class WrongToken(grpc.GenericRpcHandler):  # type: ignore[misc]
         return grpc.unary_unary_rpc_method_handler(refuse)
 
 
-@pytest.mark.parametrize("by", ["", "ray://"])
-def test_a_token_that_is_not_taken_is_said(by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_that_is_not_taken_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_address, "ANSWER_SECONDS", 10.0)
     with serving(WrongToken()) as port:
-        said = why_no_answer(f"{by}127.0.0.1:{port}")
+        said = why_no_answer(f"127.0.0.1:{port}")
     assert said == f"InvalidAuthToken: missing or incorrect: {ray_address._TOKEN}"
 
 
@@ -136,7 +116,7 @@ def test_a_token_that_is_asked_for_and_is_nowhere_is_said(
 def test_a_port_where_nobody_listens_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    for address in (f"127.0.0.1:{port}", f"[::1]:{port}", f"ray://127.0.0.1:{port}"):
+    for address in (f"127.0.0.1:{port}", f"[::1]:{port}"):
         assert "nothing listens there (" in (why_no_answer(address) or "")
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
     assert why_no_answer("auto") == (

@@ -40,11 +40,6 @@ def test_a_node_is_lost_when_its_process_has_ended(raylet: socket.socket) -> Non
     assert not node.lives()
 
 
-def test_without_a_node_of_its_own_a_process_loses_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "_global_node", None)
-    Node().check()
-
-
 def test_what_a_node_says_is_logged_alone(
     capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -51,6 +51,7 @@ class Cluster:
         monkeypatch.setattr(ray_room, "placement_group", lambda slots: Request(self, slots))
         monkeypatch.setattr(ray_room, "remove_placement_group", lambda one: self.held.remove(one))
         monkeypatch.setattr(ray_room, "placement_group_table", self.table)
+        monkeypatch.setattr(ray_room, "nodes_of_slots", lambda: {"a"})
         state = ray_room.state
         monkeypatch.setattr(
             state, "available_resources_per_node",
@@ -337,17 +338,7 @@ def test_what_workers_need_is_not_taken_before_all_run(monkeypatch: pytest.Monke
     with pytest.raises(GivenUp):
         outlook.watch(rest)
     assert cluster.held == []
-
-
-def test_through_rays_client_less_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    cluster = Cluster(monkeypatch, a=9.0)
-    monkeypatch.setattr(ray_room.client, "is_connected", lambda: True)
-    monkeypatch.setattr(ray, "available_resources", lambda: {"CPU": 3.0})
-    cluster.leaving["a"] = 0
-    room = room_for(2, 8)
-    assert (room.free(), room.leaving()) == (3, set())
-    room.settle({"a"}, cluster.pass_time)
-    assert cluster.now == 1000.0
+    assert (outlook.announced, outlook.held) == ({"x"}, {"a"})
 
 
 def test_a_cluster_with_too_little_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ import pytest
 import ray
 from ray._private import worker
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RpcError
-from ray.train import ControllerError, PreemptionError, PreemptionInfo, WorkerGroupError
+from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import (
     WorkerGroupStartupFailedError,
     WorkerGroupStartupTimeoutError,
@@ -44,7 +44,8 @@ from dist_embed.cluster.ray_mailbox import RayMailbox
 from dist_embed.cluster.ray_node import NodeLost
 from dist_embed.data.lines_ahead import LinesAhead
 from dist_embed.errors import RunFailed, RunStopped, UserError
-from dist_embed.parallel import stop
+from dist_embed.parallel import hang, stop
+from dist_embed.parallel.errors import Hangs
 
 BEGIN = {"kind": "begin", "start": 0, "node": "here"}
 FAILURE = {
@@ -122,6 +123,7 @@ class Launch:
     Attributes:
         stop: whether a signal has asked it to stop.
         leaving: nodes that are about to be taken away.
+        slots: nodes of the workers' slots.
         room: for how many workers there is room, while others run.
         hears: what Ray is asked while workers run, beside that.
         stop_seconds: that workers get; 0: they do not train.
@@ -136,6 +138,7 @@ class Launch:
         self.starts = list(starts)
         self.stop = stop
         self.leaving: set[str] = set()
+        self.slots = {"here"}
         self.room = 2
         self.node = Living()
         self.hears: Callable[[], None] = lambda: None
@@ -149,6 +152,7 @@ class Launch:
         monkeypatch.setattr(ray_fit, "request_stop", lambda: setattr(self, "stop", True))
         monkeypatch.setattr(ray_fit, "end_controllers", self.end_controller)
         monkeypatch.setattr(ray_room, "Growth", self._growth)
+        monkeypatch.setattr(ray_room, "nodes_of_slots", lambda: self.slots)
         monkeypatch.setattr(failure, "BACKOFF_SECONDS", 0.01)
 
     @contextmanager
@@ -157,7 +161,7 @@ class Launch:
 
     def _leaving(self) -> set[str]:
         self.hears()
-        return self.leaving
+        return self.leaving.copy()
 
     def end_controller(self) -> None:
         if self._now[-1].ended.is_set():
@@ -180,7 +184,7 @@ class Launch:
 
     def _settle(self, nodes: set[str], rest: Callable[[float], None]) -> None:
         self.settled.append(nodes)
-        assert nodes in ({"here"}, set())
+        assert nodes <= {"here", "elsewhere"}
 
     def _take(self, seconds: float) -> list[dict[str, Any]]:
         self.node.check()
@@ -484,9 +488,9 @@ def test_where_others_were_faster_room_is_waited_for_again(monkeypatch: pytest.M
         Scripted(BEGIN | {"start": 2}, result(2), ends=None),
     )  # fmt: skip
     assert launch.run() == Result(stopped=False)
-    assert launch.course[1] == (
-        "workers are started again in 0 s: the room was gone (1 of 2 times in 24 h)"
-    )
+    assert launch.course[1:3] == [
+        "slots free", "workers are started again in 0 s: the room was gone (1 of 2 times in 24 h)"
+    ]  # fmt: skip
     launch = Launch(monkeypatch, *(Scripted(ends=taken) for _ in range(3)))
     with pytest.raises(RunFailed, match="timed out"):
         launch.run()
@@ -553,9 +557,10 @@ def test_workers_that_ray_cannot_start_are_tried_again(monkeypatch: pytest.Monke
         budget=1,
     )  # fmt: skip
     assert launch.run() == Result(stopped=False)
-    assert launch.course[1] == (
-        "workers are started again in 0 s: startup timed out (1 of 1 times in 24 h)"
-    )
+    assert launch.course[1:3] == [
+        "slots free",  # which Ray Train leaves taken
+        "workers are started again in 0 s: startup timed out (1 of 1 times in 24 h)",
+    ]
 
 
 def test_what_a_worker_could_not_tell_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -614,16 +619,67 @@ def test_workers_that_have_saved_to_go_on_do_so_whatever_ends_afterwards(
     ]
 
 
-def test_a_node_that_only_ray_knew_to_go_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    announced = PreemptionError(PreemptionInfo(None, {"here": [1]}))
+TAKEN_AWAY = "workers are started again in 0 s: a node was taken away before the workers had saved"
+
+
+def _announced_and_gone(
+    launch: Launch, node: str, *, ends: Exception = LOST, once: str = "2 workers"
+) -> None:
+    """The node is announced to go once the launcher has done this, and goes; so the start ends."""
+    start = launch.starts[0]
+
+    def hear() -> None:
+        if launch.leaving:
+            launch.leaving = set()
+            start.ends = ends
+            start.ended.set()
+        elif once in launch.course and not start.ended.is_set():
+            launch.leaving = {node}
+
+    launch.hears = hear
+
+
+@pytest.mark.parametrize("begun", [[], [BEGIN | {"node": "elsewhere"}], [BEGIN]])
+def test_a_node_that_goes_as_announced_while_workers_start_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch, begun: list[dict[str, Any]]
+) -> None:
+    """Whether or not the worker there had begun."""
+    failed = ControllerError(WorkerGroupStartupFailedError("a node has ended"))
     launch = Launch(
-        monkeypatch, Scripted(BEGIN, BROKEN, ends=announced),
+        monkeypatch, Scripted(*begun), Scripted(BEGIN | {"start": 1}, result(1), ends=None)
+    )
+    _announced_and_gone(launch, "here", ends=failed)
+    assert launch.run() == Result(stopped=False)
+    assert launch.course == ["2 workers", "slots free", TAKEN_AWAY, "2 workers"]
+
+
+def test_a_node_that_goes_as_announced_after_workers_were_asked_to_grow_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    launch = Launch(
+        monkeypatch, Scripted(BEGIN, BEGIN, asked=()),
         Scripted(BEGIN | {"start": 1}, result(1), ends=None),
     )  # fmt: skip
+    launch.room = 5
+    _announced_and_gone(launch, "here", once="asked")
     assert launch.run() == Result(stopped=False)
-    assert launch.course[1].endswith(" s: a node was taken away before the workers had saved")
-    with pytest.raises(RunFailed, match="worker 1 failed"):  # of another cause
-        Launch(monkeypatch, Scripted(BEGIN, FAILURE, ends=announced)).run()
+    assert launch.course[1:3] == [
+        "asked",
+        "there is room for 5 workers: the workers save after their step, and the run goes on",
+    ]
+    assert TAKEN_AWAY in launch.course
+
+
+def test_a_node_that_goes_as_announced_excuses_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for events, node, told in (
+        ([BEGIN, FAILURE], "here", "worker 1 failed"), ([BEGIN], "another", "worker 1 was lost"),
+    ):  # fmt: skip
+        launch = Launch(monkeypatch, Scripted(*events))
+        _announced_and_gone(launch, node)
+        with pytest.raises(RunFailed, match=told):
+            launch.run()
 
 
 def test_workers_that_do_not_train_are_not_asked_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -914,6 +970,7 @@ def test_ray_has_what_the_controller_is_ended_by() -> None:
     from ray.train.v2._internal.execution.controller import TrainController
 
     assert hasattr(PlacementGroupTableData(), "creator_actor_id")
+    assert PlacementGroupTableData().bundles.add().node_id == b""
     removing = inspect.getsource(ray.util.remove_placement_group)
     assert "core_worker.remove_placement_group(" in removing
     assert "get_placement_group_table" in inspect.getsource(state.state.placement_group_table)
@@ -1045,3 +1102,27 @@ def test_a_worker_asks_until_it_is_answered_or_its_time_is_over(
         assert receive(6, 0.05) is None
 
     ray_worker.work(ray_worker.work_for(work, (), mailbox, 1, "night", receives=True))
+
+
+@pytest.mark.usefixtures("get")
+def test_what_ends_a_worker_from_another_thread_is_told_with_the_name_of_its_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By the time that it ends, and as what may pass."""
+    monkeypatch.setattr(hang, "_tell", None)
+    monkeypatch.setattr(ray.train, "get_context", lambda: SimpleNamespace(get_world_rank=lambda: 1))
+    monkeypatch.setattr(
+        ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "here")
+    )
+    told: list[dict[str, Any]] = []
+    put = SimpleNamespace(remote=lambda event: lambda: told.append(event))  # told once waited for
+
+    def work(emit: Any) -> None:
+        assert hang._tell is not None
+        hang._tell(Hangs("stuck"))
+
+    ray_worker.work(ray_worker.work_for(work, (), SimpleNamespace(put=put), 4, "night"))
+    _, failed = told
+    assert (failed["kind"], failed["start"], failed["teller"]) == ("failure", 4, 1)
+    assert failed["is_cause"]
+    assert failed["is_passing"]

@@ -198,7 +198,7 @@ def test_what_words_without_a_text_cannot_have(sections: Any, said: str) -> None
 
 
 CLUSTER = {
-    "num_workers": 3, "address": "ray://there", "threads_per_worker": 5, "timeout_seconds": 77.0,
+    "num_workers": 3, "address": "there:6379", "threads_per_worker": 5, "timeout_seconds": 77.0,
     "max_failures": 4, "replace_seconds": 6.0,
 }  # fmt: skip
 

@@ -101,7 +101,7 @@ def test_a_training_is_refused_before_it_starts(
     assert len(asked) == 1
     if not torchrun:  # with a cluster the workers' machines are others
         for device in ("cpu", "auto"):
-            launch(launcher="ray", address="ray://there", device=device, num_workers=4)
+            launch(launcher="ray", address="there:6379", device=device, num_workers=4)
         assert asked[1:] == [(9, 4, "cuda")]
-        launch(launcher="ray", address="ray://there", num_workers={"min": 2, "max": 8})
+        launch(launcher="ray", address="there:6379", num_workers={"min": 2, "max": 8})
         assert asked[-1] == (9, 2, "cuda")  # then a step takes longest

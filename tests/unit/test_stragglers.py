@@ -50,6 +50,15 @@ def test_half_as_much_again_is_where_it_begins(stragglers: Stragglers) -> None:
     assert len(stragglers.lines(spent(100.0, 40.0, 61.0, 40.0))) == 1
 
 
+def test_metrics_have_every_worker_s_phases_and_those_of_worker_0_by_themselves() -> None:
+    found = spent(3.0, 1.0, 2.0)
+    found.phases["data wait"][:] = [0.25, 0.1234567]
+    told = found.as_metrics()
+    assert told["phase/data_wait"] == 0.25
+    assert told["workers/phase/data_wait"] == [0.25, 0.123457]
+    assert len([name for name in told if name.startswith("workers/phase/")]) == len(PHASES)
+
+
 @pytest.mark.parametrize("stragglers", [2], indirect=True)
 def test_of_two_workers_the_slow_one_is_named(stragglers: Stragglers) -> None:
     (line,) = stragglers.lines(spent(60.0, 58.0, 30.0))

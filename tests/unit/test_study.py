@@ -543,7 +543,7 @@ def test_runs_of_a_cluster_lie_where_all_of_it_finds_them(
     (run,) = planned_runs(found)
     assert run.config.run.uri == f"{tmp_path}/studies/f/runs/{run.name}"
     assert run.config.data.uri.startswith(f"{tmp_path}/studies/f/data/")
-    monkeypatch.setenv("RAY_ADDRESS", "ray://there")
+    monkeypatch.setenv("RAY_ADDRESS", "there:6379")
     with pytest.raises(UserError, match="is not allowed on a Ray cluster"):
         planned_runs(found)
 

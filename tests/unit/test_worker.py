@@ -80,12 +80,15 @@ def test_a_task_is_done_in_the_group_and_only_worker_0_speaks(
         logs.append(given)
 
     monkeypatch.setattr(worker, "uploaded", uploaded)
-    config = config_of(run={"uri": str(tmp_path)}, cluster={"device": "cpu", "hang_seconds": 7.0})
-    watched: list[float] = []
+    cluster = {"device": "cpu", "hang_seconds": 7.0, "timeout_seconds": 11.0}
+    config = config_of(run={"uri": str(tmp_path)}, cluster=cluster)
+    watched: list[tuple[float, float]] = []
 
     @contextmanager
-    def hangs(group: Group, seconds: float, say: Callable[[str], None]) -> Iterator[None]:
-        watched.append(seconds)
+    def hangs(
+        group: Group, seconds: float, say: Callable[[str], None], *, limit: float
+    ) -> Iterator[None]:
+        watched.append((seconds, limit))
         say("a worker hangs")
         yield
 
@@ -102,7 +105,7 @@ def test_a_task_is_done_in_the_group_and_only_worker_0_speaks(
 
     Hello.trains = trains
     assert worker.run_worker(Hello(), config, said.append) == (config, rank)
-    assert watched == [7.0]
+    assert watched == [(7.0, 11.0)]
     lines = ["a worker hangs", *(["hello"] if rank == 0 else [])]  # who sees one tells it
     assert said == [{"kind": "line", "text": text} for text in lines]
     # Only a training's log: who evaluates may have no right to write there.
