@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 import sys
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 from dist_embed.errors import UserError
@@ -39,6 +39,14 @@ class MissingPackage(UserError):
     """A package is not installed; the message names what brings it."""
 
 
+def own_version() -> str:
+    """Empty where dist_embed is imported from a folder, without an installation."""
+    try:
+        return version("dist_embed")
+    except PackageNotFoundError:
+        return ""
+
+
 def check_version(elsewhere: str, told: str) -> None:
     """Refuse to work on what another dist_embed has sent that may mean something else: a change of
     the version's second number may change what is written to disk, one of the third does not.
@@ -47,11 +55,11 @@ def check_version(elsewhere: str, told: str) -> None:
         elsewhere: the version of who has sent it; ``""``: not known.
         told: where that is, for the error: "the command has".
     """
-    here = version("dist_embed")
+    here = own_version()
     if here.split(".")[:2] != elsewhere.split(".")[:2]:
         raise UserError(
-            f"this node ({socket.gethostname()}) has dist_embed {here}, but {told} "
-            f"{elsewhere or 'another version'}: install the same on both"
+            f"this node ({socket.gethostname()}) has dist_embed {here or 'that is not installed'}, "
+            f"but {told} {elsewhere or 'another version'}: install the same on both"
         )
 
 

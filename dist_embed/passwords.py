@@ -7,13 +7,14 @@ import re
 # Behind one slash too: a path has no two. Whatever an @ ends before the first slash is a password;
 # else, for it may hold slashes and blanks itself, what begins as no port does. Of several @ the
 # last counts: rather a part of a path is hidden than one of a password shown. What is repeated has
-# a bound, for a text may be long and have many such beginnings.
+# a bound, for a text may be long and have many such beginnings; but what is longer is hidden.
 _PASSWORD = re.compile(
     r"""
     (?<=:/)(?<!github:/)(?<!\bgit:/)  # of fsspec's two a revision stands before the @
     (/?(?!arn:)[^/:\s\[?#]{0,2000})  # a user; no name of Amazon's, no address of IPv6, no query
     :(?:(?=[^/\s]{0,2000}@) | (?!:|\d*(?:[/?#\s]|$)|\d+['",:;.)\]}]))  # not the :: of a chain
-    (?:(?:(?!::\w+://)\S){0,2000}@ | (?:(?!://)[^@\n]){0,2000}@(?:\S{0,2000}@)?)
+    (?:(?:(?!::\w+://)\S){0,2000}@ | (?:(?!://)[^@\n]){0,2000}@(?:\S{0,2000}@)?
+        | \S{2000}\S*)  # so long is no path: a token
     """,
     re.VERBOSE,
 )

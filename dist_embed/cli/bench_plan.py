@@ -41,6 +41,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _calibrate(arguments: argparse.Namespace) -> None:
+    from dist_embed.storage.uri import check_new_file
+
+    check_new_file(arguments.output, "--output")  # a machine file is a regular one
     with temporary_folder("dist_embed-bench-") as folder:
         _write_machine(_measured(arguments, folder), arguments.output)
 

@@ -50,7 +50,7 @@ def run_config(run_uri: str, arguments: argparse.Namespace) -> Config:
 
 def check_output(path: str | None) -> None:
     """Refuse a file that cannot be written, before the work. Raises UserError."""
-    if not path or path == "-":
+    if path is None or path == "-":
         return
     if not is_local(path):
         raise UserError(f"--output: {path!r} is not allowed: a file of this machine")

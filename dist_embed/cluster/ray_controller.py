@@ -4,6 +4,7 @@ its end, for which Ray Train (2.60) has no way to be asked. Private names of Ray
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -28,14 +29,16 @@ def end_controllers() -> None:
 
 
 def nodes_of_slots() -> set[str]:
-    """Nodes on which those of this process hold slots."""
-    controllers = _controllers()
-    return {
-        bundle.node_id.hex()
-        for group in _groups()
-        if group.creator_actor_id.hex() in controllers
-        for bundle in group.bundles
-    }
+    """Nodes on which those of this process hold slots; none where the head does not tell."""
+    with suppress(Exception):  # the accessor's, of a head that is away, are of several kinds
+        controllers = _controllers()
+        return {
+            bundle.node_id.hex()
+            for group in _groups()
+            if group.creator_actor_id.hex() in controllers
+            for bundle in group.bundles
+        }
+    return set()
 
 
 def _controllers() -> dict[str, dict[str, Any]]:

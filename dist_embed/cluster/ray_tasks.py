@@ -10,7 +10,6 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
@@ -26,7 +25,7 @@ from ray.exceptions import (
 from dist_embed.cluster.ray_aside import Aside
 from dist_embed.data.executor import Arguments, in_order
 from dist_embed.errors import RunFailed, UserError
-from dist_embed.installed import check_version
+from dist_embed.installed import check_version, own_version
 from dist_embed.storage import uri as storage
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ def ray_tasks(
     with connected(address, 1) as node:
         if slots is not None:
             _aside(lambda: kind_of_slots(*slots, lambda text: None), node, timeout_seconds)
-        storage.write_text(storage.join(scratch_uri, _MARK), version("dist_embed"))
+        storage.write_text(storage.join(scratch_uri, _MARK), own_version())
         try:
             yield RayTasks(scratch_uri, node, num_tasks, timeout_seconds)
         finally:
@@ -222,7 +221,7 @@ def _aside(do: Callable[[], Result], node: Node, timeout_seconds: float) -> Resu
         return asking.result(node.check)
 
 
-_MARK = "mark"  # seen by all nodes; holds the command's version
+_MARK = "version"  # the command's; seen by all nodes
 _ready_for = ""  # the pool that this process has been set up for
 
 

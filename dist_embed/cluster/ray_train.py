@@ -257,8 +257,8 @@ def _driver(address: str, name: str, *, is_own: bool) -> Iterator[Node]:
             raise RunFailed(f"Ray at {address} has not answered within {INIT_SECONDS:.0f} s")
         if failed:
             raise _not_connected(address, failed[0], is_own=is_own) from failed[0]
-        for name in ("ray", "ray.train", "ray.data", "ray.tune"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+        for library in ("ray", "ray.train", "ray.data", "ray.tune"):
+            logging.getLogger(library).setLevel(logging.ERROR)
         node = Node()
         yield node
     finally:

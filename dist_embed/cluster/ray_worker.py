@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from importlib.metadata import version
 from typing import Any, cast
 
 import ray
@@ -18,7 +17,7 @@ import ray.train
 from ray import cloudpickle
 from ray.exceptions import ActorDiedError, GetTimeoutError, RayError
 
-from dist_embed.installed import check_version
+from dist_embed.installed import check_version, own_version
 from dist_embed.observe.events import Event
 from dist_embed.parallel.collector import collector_off
 from dist_embed.parallel.stop import request_stop
@@ -38,7 +37,7 @@ def work_for(
     sealed = cloudpickle.dumps((target, args))
     return {
         "sealed": sealed, "mailbox": mailbox, "start": start, "name": name, "receives": receives,
-        "version": version("dist_embed"),
+        "version": own_version(),
     }  # fmt: skip
 
 
@@ -76,7 +75,7 @@ def work(handed: dict[str, Any]) -> None:
     if rank == 0:  # one worker that knows is enough
         threading.Thread(target=_listen_for_stop, args=(mailbox, start, ended), daemon=True).start()
     try:
-        check_version(handed["version"], "the command has")
+        check_version(handed.get("version", ""), "the command has")
         with collector_off():
             target, args = cloudpickle.loads(handed["sealed"])
         received = [receive] if handed["receives"] else []

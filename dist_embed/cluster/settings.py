@@ -69,7 +69,8 @@ class ClusterSection(Section):
         600.0,
         description="Longest wait, seconds: of an exchange between workers, on the CPU five times "
         "as long for a worker that is lost as they join; under Ray for free "
-        "slots; under torchrun for worker 0 to prepare the data.",
+        "slots; under torchrun for worker 0 to prepare the data. A worker alone that stays in a "
+        "phase of a step for so long is ended.",
     )
     replace_seconds: Annotated[Seconds, NO_RESULT, EXPERT] = Field(
         60.0,

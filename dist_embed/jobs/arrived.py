@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from importlib.metadata import version
 
 import yaml
 
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
 from dist_embed.errors import UserError
-from dist_embed.installed import check_version
+from dist_embed.installed import check_version, own_version
 from dist_embed.parallel.torchrun import is_first_process
 
 CONFIG, SENT_BY = "DIST_EMBED_CONFIG", "DIST_EMBED_SENT_BY"  # variables of a job
@@ -26,8 +25,7 @@ def config_of_job() -> Config:
         raise UserError(
             f"{CONFIG} is not set: `dist-embed submit` sets it in the jobs that it sends"
         )
-    os.environ.setdefault(SENT_BY, "")  # by an older version
-    check_sender()
+    _check(os.environ.get(SENT_BY, ""))
     return config_from_dict(yaml.safe_load(os.environ[CONFIG]), CONFIG)
 
 
@@ -36,8 +34,11 @@ def check_sender() -> None:
 
     A difference that may be has a line, from worker 0. Does nothing where this is no job.
     """
-    if (there := os.environ.get(SENT_BY)) is None:
-        return
+    if (there := os.environ.get(SENT_BY)) is not None:
+        _check(there)
+
+
+def _check(there: str) -> None:
     check_version(there, "who sent the job has")
-    if (here := version("dist_embed")) != there and is_first_process():
+    if (here := own_version()) != there and is_first_process():
         print(f"dist-embed: {there} has sent this job to {here}", file=sys.stderr, flush=True)

@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 import re
-from importlib.metadata import version
 from typing import Any
 
 from dist_embed.cluster.stopping import stop_seconds
@@ -20,7 +19,7 @@ from dist_embed.data.prepared_folder import prepared_folder
 from dist_embed.data.token_shards import PreparedData
 from dist_embed.embedding.settings import Tier
 from dist_embed.errors import StorageError, UserError
-from dist_embed.installed import require
+from dist_embed.installed import own_version, require
 from dist_embed.jobs.arrived import SENT_BY
 from dist_embed.jobs.configuration import configuration, whole_stop_seconds
 from dist_embed.jobs.settings import KEEP_MINUTES, KubernetesSection
@@ -272,7 +271,7 @@ def _head(config: Config, settings: KubernetesSection, labels: dict[str, str]) -
     # What `ray job stop`, and the deletion of the job, leave the run to end.
     container["env"] += [
         {"name": "RAY_JOB_STOP_WAIT_TIME_S", "value": f"{whole_stop_seconds(config)}"},
-        {"name": SENT_BY, "value": version("dist_embed")},
+        {"name": SENT_BY, "value": own_version()},
     ]
     container["volumeMounts"].append({"name": "config", "mountPath": _CONFIG_FOLDER})
     template = _ray_pod(config, settings, labels, container)

@@ -9,7 +9,6 @@ import os
 import re
 import secrets
 from collections.abc import Collection
-from importlib.metadata import version
 from typing import Any
 
 from fsspec.utils import glob_translate
@@ -25,6 +24,7 @@ from dist_embed.config.paths import (
 from dist_embed.config.schema import Config
 from dist_embed.data.preparation import find_data
 from dist_embed.errors import StorageError, UserError
+from dist_embed.installed import own_version
 from dist_embed.jobs.arrived import CONFIG, SENT_BY
 from dist_embed.jobs.configuration import configuration, whole_stop_seconds
 
@@ -56,7 +56,7 @@ def request(config: Config, *, ships_folder: bool) -> dict[str, Any]:
         "runtime_env": {
             "env_vars": {
                 CONFIG: text,
-                SENT_BY: version("dist_embed"),
+                SENT_BY: own_version(),
                 "RAY_JOB_STOP_WAIT_TIME_S": str(whole_stop_seconds(config)),
                 "RAY_USAGE_STATS_ENABLED": "0",
             }
@@ -64,7 +64,7 @@ def request(config: Config, *, ships_folder: bool) -> dict[str, Any]:
         "metadata": {
             "job_name": run_name(config.run.uri),
             RUN_URI: config.run.uri,
-            OURS: version("dist_embed"),
+            OURS: own_version(),
         },
     }
 

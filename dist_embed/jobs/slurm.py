@@ -13,12 +13,12 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
-from importlib.metadata import version
 
 from dist_embed.cluster.stopping import stop_seconds
 from dist_embed.config.paths import corpora, is_of_one_process, places, run_name
 from dist_embed.config.schema import Config
 from dist_embed.errors import UserError
+from dist_embed.installed import own_version
 from dist_embed.jobs.arrived import SENT_BY
 from dist_embed.jobs.configuration import configuration
 from dist_embed.jobs.job import Job, NoOutput, check_is_free
@@ -42,7 +42,8 @@ _WAITING = {
 }  # fmt: skip
 _BEGUN = {"RUNNING", "RESIZING", "SIGNALING", "STAGE_OUT", "STOPPED", "SUSPENDED"}
 _NOT_BEGUN = "00:00:00"
-# Reasons for which a job waits for ever, unless the cluster is changed, or the job.
+# Reasons for which a job waits for ever, unless the cluster is changed, or the job; the second also
+# where nodes that it needs are down.
 _NEVER_BEGINS = {"PartitionConfig", "PartitionNodeLimit", "PartitionTimeLimit", "BadConstraints"}
 _LIVING = {*_WAITING, *_BEGUN, "COMPLETING"}
 
@@ -202,7 +203,7 @@ def script(config: Config) -> str:
     per_node = workers // slurm.nodes
     lines = [f"#SBATCH {option}" for option in _options(config, slurm, per_node)]
     body = _BODY.format(
-        sent_by=SENT_BY, version=version("dist_embed"), end=_END_OF_CONFIG, yaml=yaml,
+        sent_by=SENT_BY, version=own_version(), end=_END_OF_CONFIG, yaml=yaml,
         per_node=per_node, margin=margin,
         least=2 * margin, preparations=MOST_PREPARATIONS,
         cpus=slurm.cpus_per_worker, node_cpus=slurm.cpus_per_worker * per_node,
@@ -275,7 +276,9 @@ def job(name: str) -> Job:
         is_over=is_over,
         run_uri=comment.removeprefix(f"{_COMMENT} "),
         running_for=words["RunTime"],
-        reason=f"{reason}: it never begins as it was sent" if reason in _NEVER_BEGINS else reason,
+        reason=f"{reason}: it may never begin as it was sent"
+        if reason in _NEVER_BEGINS
+        else reason,
         output=whole["StdOut"],
         exit_code=128 + int(signal) if int(signal) else int(code) or int(ended_badly),
     )

@@ -107,9 +107,10 @@ def _joined(device_type: DeviceChoice, timeout_seconds: float, *, alone: bool) -
         place: dict[str, Any] = {}
         if alone:
             place = {"store": HashStore(), "rank": 0, "world_size": 1}
-        elif restart := os.environ.get("TORCHELASTIC_RESTART_COUNT"):
+        elif (restart := os.environ.get("TORCHELASTIC_RESTART_COUNT")) and _is_one_node():
             # What workers before a restart have left in torchrun's store, as their addresses, is
-            # still there (torch 2.13, rendezvous.py:_create_c10d_store takes it for a new one).
+            # still there (torch 2.13, rendezvous.py:_create_c10d_store takes it for a new one). On
+            # several nodes each torchrun counts by itself.
             store, rank, num_workers = next(rendezvous("env://", timeout=timeout))
             store = PrefixStore(f"restart-{restart}", store)
             place = {"store": store, "rank": rank, "world_size": num_workers}
@@ -140,6 +141,10 @@ def _joined(device_type: DeviceChoice, timeout_seconds: float, *, alone: bool) -
         group._left.set()
         if owned:
             _end_group(device, by_an_error=not ended_well)
+
+
+def _is_one_node() -> bool:
+    return os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
 
 
 def _end_group(device: torch.device, *, by_an_error: bool) -> None:

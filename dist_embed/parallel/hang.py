@@ -4,7 +4,7 @@ Each worker says what it is about (`at`), and counts the collectives and phases 
 A thread of each leaves that in the group's store while nothing moves. Who has entered fewer
 collectives than others is the one that they wait for; those that wait for it are not named.
 
-A worker alone waits in no exchange that would end it: that thread does.
+A worker alone waits in no exchange that would end it, so this thread ends it.
 """
 
 from __future__ import annotations
@@ -96,22 +96,25 @@ class _Patience:
     """How long a worker alone may stay in a phase of a step.
 
     Looks are counted, not seconds: a process that was stopped, and goes on, has not looked either.
+
+    Attributes:
+        still: looks at which it was where it is.
     """
 
     def __init__(self, looks: float) -> None:
         self._least = looks
         self._seen: _Seen | None = None
-        self._still = 0
+        self.still = 0
         self._longest = 0  # that it ever was
 
     def is_over(self, now: _Seen) -> bool:
         """To be asked at every look."""
         if now != self._seen or now.about is None or not now.phase:
-            self._longest = max(self._longest, self._still)
-            self._seen, self._still = now, 0
+            self._longest = max(self._longest, self.still)
+            self._seen, self.still = now, 0
             return False
-        self._still += 1
-        return _steps > 1 and self._still >= max(self._least, LONGER * self._longest)
+        self.still += 1
+        return _steps > 1 and self.still >= max(self._least, LONGER * self._longest)
 
 
 @dataclass(frozen=True)
@@ -202,15 +205,16 @@ class _Watch:
                     told = since
                     self._name(ended, when, now)
                 if patience.is_over(now):
-                    self._give_up(now)
+                    self._give_up(now, patience.still * self._every)
             except RuntimeError:  # the store has gone with its host; the worker will notice
                 return
 
-    def _give_up(self, now: _Seen) -> NoReturn:
+    def _give_up(self, now: _Seen, seconds: float) -> NoReturn:
         """End this process, whose worker may be where nothing can be raised."""
-        error = Hangs(
-            f"no progress for {self._limit:.0f} s (cluster.timeout_seconds) in {now.where}"
-        )
+        limit = "cluster.timeout_seconds"
+        if seconds > 1.5 * self._limit:
+            limit += f", and {LONGER} times as long as in any phase before"
+        error = Hangs(f"no progress for {seconds:.0f} s ({limit}) in {now.where}")
         error.with_traceback(_traceback_of(self._frame()))
         try:
             if _tell is not None:

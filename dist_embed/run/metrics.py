@@ -22,11 +22,13 @@ from dist_embed.errors import StorageError
 from dist_embed.storage import uri as storage
 from dist_embed.storage.json_text import from_json
 from dist_embed.storage.local_file import named, regular_itself
+from dist_embed.storage.retry import retrying_for
 from dist_embed.storage.temporary import temporary_folder
 
 METRICS_NAME = "metrics.jsonl"
 WRITER_NAME = "metrics.writer"  # says whose the metrics at a URL are
 EVERY_SECONDS = 300.0
+LINES_SECONDS = 10.0  # that a store may be away meanwhile: a checkpoint's upload waits for this one
 # What a line of a translation has beside its figures: some sentences, and words near some words.
 SAMPLES, NEIGHBORS = "validation_samples", "validation_neighbors"
 SAMPLE_KEYS = ("source", "reference", "translation")
@@ -131,7 +133,8 @@ class MetricsLog:
     def _upload_lines(self) -> None:
         while not self._has_ended.wait(EVERY_SECONDS):
             try:
-                self._upload([self._path])
+                with retrying_for(LINES_SECONDS):
+                    self._upload([self._path])
             except Exception:  # a checkpoint tells of it, and of nothing that has passed
                 logging.getLogger(__name__).warning("metrics are not uploaded", exc_info=True)
 

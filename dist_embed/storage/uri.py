@@ -391,7 +391,7 @@ def check_writable(folder_uri: str, name: str) -> None:
 
     Raises UserError, which calls it ``name``.
     """
-    trial = join(folder_uri, ".trial")
+    trial = join(folder_uri, f".trial-{secrets.token_hex(8)}")  # others may try at the same time
     try:
         write_bytes(trial, b"")
     except (OSError, StorageError) as exc:

@@ -32,7 +32,7 @@ from dist_embed.run.folder import RunFolder, write_run_folder
 from dist_embed.run.metrics import MetricsLog
 from dist_embed.run.shared import check_shared
 from dist_embed.storage.objects import ObjectStore
-from dist_embed.storage.retry import retrying_for
+from dist_embed.storage.retry import RETRY_SECONDS, retrying_for
 from dist_embed.training.assemble import (
     TranslationModel,
     build_dense_optimizer,
@@ -99,6 +99,7 @@ def _train(context: Context, asked: Train) -> TrainResult:
     train_step = build_train_step(config, model, output, optimizer)
     loader = _loader(config, data, model)
     with ExitStack() as stack:
+        stack.enter_context(retrying_for(RETRY_SECONDS))  # a validation waits as reading ahead does
         metrics = None
         if group.is_first:
             log = MetricsLog(config.run.uri, state.step, evaluates_again=LEFT_OUT in state.scalars)

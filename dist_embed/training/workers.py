@@ -17,6 +17,9 @@ from dist_embed.parallel.group import Group
 
 STRAGGLES = 1.5  # times the median of the workers
 STRAGGLING_SECONDS = 60.0
+MOST_LISTED = (
+    64  # workers whose phases are in metrics, whose every line has all of them
+)
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,10 @@ class WorkersSpent:
     def as_metrics(self) -> dict[str, Any]:
         """For a run's metrics: phases of worker 0, and what tells workers apart."""
         phases = {metric_of(name): _rounded(of) for name, of in self.phases.items()}
+        are_few = len(self.own_seconds) <= MOST_LISTED
         return {
             **{name: of[0] for name, of in phases.items()},
-            **{f"workers/{name}": of for name, of in phases.items()},
+            **({f"workers/{name}": of for name, of in phases.items()} if are_few else {}),
             "workers/own_seconds": _rounded(self.own_seconds),
             "workers/rows_requested": self.rows_requested,
             "workers/memory_bytes": self.memory_bytes,

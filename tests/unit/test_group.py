@@ -53,6 +53,14 @@ def test_after_a_restart_by_torchrun_nothing_of_before_is_found(
             joined = dist.distributed_c10d._get_default_store()
             assert not joined.check(["left"])
             joined.set("left", "here")
+    # Of several nodes each has a count of its own: by it their workers would not meet.
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    store.set("default_pg//left", "here")
+    for restart in range(2):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(restart))
+        with joined_group("cpu"):
+            dist.distributed_c10d._get_default_store().set("met", str(restart))
+            assert dist.distributed_c10d._get_default_store().check(["met"])
 
 
 def test_at_an_error_exchanges_of_gpus_are_broken_off_and_not_waited_for(

@@ -297,7 +297,7 @@ def test_a_job_of_another_version_ends_with_a_line(
     monkeypatch.setenv(CONFIG, sent[CONFIG])
     monkeypatch.setenv(SENT_BY, sent_by)
     for module in ("jobs.arrived", "installed"):
-        monkeypatch.setattr(f"dist_embed.{module}.version", lambda name: here)
+        monkeypatch.setattr(f"dist_embed.{module}.own_version", lambda: here)
     if complaint:
         with pytest.raises(UserError, match=complaint):
             config_of_job()

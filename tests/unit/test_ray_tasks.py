@@ -231,7 +231,7 @@ def test_a_node_with_another_version_says_so(
 ) -> None:
     folder = tmp_path / "scratch"
     folder.mkdir()
-    (folder / "mark").write_text("0.99.0")
+    (folder / "version").write_text("0.99.0")
     setup = module._Setup("name", str(folder), [])
     with pytest.raises(UserError, match=r"but the command has 0\.99\.0: install the same on both"):
         module._call(abs, setup, (1,))

@@ -238,7 +238,7 @@ def test_a_job_that_never_begins_is_told_as_it_is_sent(
     assert main(["submit", str(path), "--to", "slurm"]) == 0
     told = capsys.readouterr()
     assert told.out.startswith("job 9: ")
-    assert "waits: PartitionNodeLimit: it never begins as it was sent" in told.err
+    assert "waits: PartitionNodeLimit: it may never begin as it was sent" in told.err
     answers["scontrol"] = shown.replace("PartitionNodeLimit", "Priority")
     assert slurm.job("9").reason == "Priority"
 

@@ -57,6 +57,9 @@ def test_metrics_have_every_worker_s_phases_and_those_of_worker_0_by_themselves(
     assert told["phase/data_wait"] == 0.25
     assert told["workers/phase/data_wait"] == [0.25, 0.123457]
     assert len([name for name in told if name.startswith("workers/phase/")]) == len(PHASES)
+    many = spent(3.0, *[1.0] * 65).as_metrics()
+    assert not [name for name in many if name.startswith("workers/phase/")]
+    assert len(many["workers/own_seconds"]) == 65
 
 
 @pytest.mark.parametrize("stragglers", [2], indirect=True)
