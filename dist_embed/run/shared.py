@@ -12,7 +12,7 @@ from dist_embed.parallel.errors import all_or_none
 from dist_embed.parallel.group import Group
 from dist_embed.storage import uri as storage
 
-_WANTED = "; run.uri must be a URL, or a folder that all nodes share and where each may write"
+_WANTED = "run.uri must be a URL, or a folder that all nodes share and where each may write"
 
 
 def check_shared(run_uri: str, group: Group) -> None:
@@ -21,7 +21,6 @@ def check_shared(run_uri: str, group: Group) -> None:
 
     Raises UserError, which names the node; NotWritable for the former.
     """
-    wanted = _WANTED if storage.is_local(run_uri) else ""
     worker = f"worker {group.rank} on {socket.gethostname()}"
     mark, is_written = f".mark-{secrets.token_hex(8)}", False  # worker 0's
     try:
@@ -33,12 +32,13 @@ def check_shared(run_uri: str, group: Group) -> None:
                     is_written = True
             except (OSError, UserError) as exc:
                 kind = NotWritable if isinstance(exc, OSError | NotWritable) else UserError
+                wanted = f"; {_WANTED}" if storage.is_local(run_uri) else ""
                 raise kind(f"{worker}: {exc}{wanted}") from exc
         mark = same_text_from_first(mark, group)
         with all_or_none(group):
             if not storage.exists(storage.join(run_uri, mark)):
                 raise UserError(
-                    f"{worker} does not see what worker 0 has written to {run_uri}{wanted}"
+                    f"{worker} does not see what worker 0 has written to {run_uri}: {_WANTED}"
                 )
     finally:
         if is_written:

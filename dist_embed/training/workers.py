@@ -17,9 +17,7 @@ from dist_embed.parallel.group import Group
 
 STRAGGLES = 1.5  # times the median of the workers
 STRAGGLING_SECONDS = 60.0
-MOST_LISTED = (
-    64  # workers whose phases are in metrics, whose every line has all of them
-)
+MOST_LISTED = 64  # workers whose phases are in metrics, whose every line has all of them
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ def test_a_folder_that_a_worker_cannot_write_to_is_refused_on_all(
     with pytest.raises(RemoteError) as told:
         workers.run(2, check_each, run, "/proc/none")
     said = rf"worker 1 on {HOST}: run\.uri: '/proc/none' is not allowed: .*; {WANTED}"
-    assert len(re.findall(rf"(?m)^dist_embed\S*UserError: {said}$", str(told.value))) == 2
+    assert len(re.findall(rf"(?m)^dist_embed\S*NotWritable: {said}$", str(told.value))) == 2
     assert storage.names_in(run) == []
 
 
