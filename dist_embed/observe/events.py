@@ -116,11 +116,14 @@ class Screen:
         self._is_terminal = self._stream.isatty() or _is_of_notebook(stream)
         self._last_line = -math.inf
         self._last_reading = time.monotonic()
+        self._reading_is_over = False
 
     def show(self, event: Event) -> None:
         """Show one event."""
         if not is_to_show():
             return
+        if self._reading_is_over and event["kind"] != "reading":
+            self.close()
         if event["kind"] == "line":
             if self._bar is not None:
                 self._bar.write(event["text"], file=self._stream)
@@ -136,6 +139,7 @@ class Screen:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+        self._reading_is_over = False
 
     def _show_progress(self, event: Event) -> None:
         step, max_steps = event["step"], event["max_steps"]
@@ -169,8 +173,10 @@ class Screen:
                 self._last_reading = now
                 self._line(so_far)
         elif event["ended"]:
-            self.close()
+            # The bar stays until something else is shown: of small files another begins at once.
+            self._reading_is_over = self._bar is not None
         else:
+            self._reading_is_over = False
             if self._bar is None:
                 self._bar = tqdm(
                     desc=so_far, file=self._stream, leave=False, bar_format="{desc}, {elapsed}"

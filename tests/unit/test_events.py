@@ -376,11 +376,27 @@ def test_what_is_short_by_itself_is_shown_too(monkeypatch: pytest.MonkeyPatch) -
     assert all(re.fullmatch(r"file \d+: 1 MiB", line) for line in lines)
 
 
-def test_how_far_a_text_is_read_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
+
+def test_the_bar_of_short_things_stays_until_something_else_is_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = itertools.count(0, 1.0)
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    stream = Terminal()
+    screen = Screen(stream)
+    watch = watched_by(screen.show)
+    for number in range(10):
+        list(watch(f"file {number}", [b""], "MiB"))
+    assert re.search(r"\rfile 9: 1 MiB, \d\d:\d\d *$", stream.getvalue())
+    screen.show({"kind": "line", "text": "done"})
+    assert stream.getvalue().endswith("\rdone\n")
+
+
+def test_how_far_a_text_is_read_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count(0, 1.0)
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     stream = Terminal()
