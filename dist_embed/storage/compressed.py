@@ -8,7 +8,7 @@ import tarfile
 import zipfile
 import zlib
 from pathlib import PurePosixPath
-from typing import IO, Any, cast
+from typing import IO, Any
 
 import pyarrow as pa
 from fsspec.compression import compr
@@ -27,6 +27,14 @@ READ_ERRORS = (
     OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError,
 )  # fmt: skip
 _NAMES_SHOWN = 4
+_BLOCK_BYTES = 2**18
+# Text and numbers shrink to some tenths, and further where they repeat themselves. What holds more
+# than so many times its size, and so many bytes, was made to fill a disk, or to take for ever.
+MOST_TIMES, BOMB_BYTES = 200, 2**26
+
+
+class Bomb(OSError):
+    """A compressed file that holds more than `MOST_TIMES` its own size."""
 
 
 def is_compressed(uri: str) -> bool:
@@ -38,13 +46,14 @@ def open_decompressed(uri: str, ending: str | None = None) -> IO[bytes]:
     """What a file holds, a .zip its only file; decompressed by its ending, or as if that were
     ``ending``. A file in an archive is named as fsspec does: ``zip://NAME::ARCHIVE``.
 
-    Raises one of `OPEN_ERRORS`.
+    Raises one of `OPEN_ERRORS`; reading it raises one of `READ_ERRORS`, `Bomb` among them.
     """
     ending = PurePosixPath(name_of(uri)).suffix if ending is None else ending
     if ending == ".zst":
         # pyarrow's reader tells a truncated file and reads several frames; zstandard's cannot.
-        raw = pa.PythonFile(storage.open_file(uri), "r")
-        return io.BufferedReader(pa.CompressedInputStream(raw, "zstd"))
+        packed: Any = storage.open_file(uri)
+        raw = pa.PythonFile(packed, "r")
+        return _bounded(pa.CompressedInputStream(raw, "zstd"), _size_of(packed))
     if ending == ".zip":
         archive = zipfile.ZipFile(storage.open_file(uri))
         names = [name for name in archive.namelist() if not name.endswith("/")]
@@ -56,7 +65,8 @@ def open_decompressed(uri: str, ending: str | None = None) -> IO[bytes]:
         return open_member(archive, names[0])
     file: Any = storage.open_file(uri)
     if kind := get_compression(f"x{ending}", "infer"):
-        return cast(IO[bytes], compr[kind](file, mode="rb"))
+        size = _size_of(file)
+        return _bounded(compr[kind](file, mode="rb"), size)
     # Each line that such a file is asked for takes a copy of a whole block, of 50 MB from S3, and a
     # step back (fsspec 2026.9.0, spec.py:readuntil).
     return io.BufferedReader(file) if isinstance(file, AbstractBufferedFile) else file
@@ -68,7 +78,51 @@ def open_member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
         member: Any = archive.open(name)
     except RuntimeError as exc:
         raise zipfile.BadZipFile(str(exc)) from exc
-    return io.BufferedReader(member)  # whose lines of limited length are not Python's
+    # Lines of limited length are not Python's of a member.
+    return _bounded(member, archive.getinfo(name).compress_size)
+
+
+def _size_of(file: Any) -> int | None:
+    """Bytes of a file that was just opened; None where that cannot be known, as of a pipe."""
+    try:
+        size: int = file.seek(0, io.SEEK_END)
+        file.seek(0)
+    except (OSError, ValueError):
+        return None
+    return size
+
+
+def _bounded(file: Any, packed_bytes: int | None) -> IO[bytes]:
+    if packed_bytes is None:
+        return io.BufferedReader(file)
+    bounded = _Bounded(file, max(BOMB_BYTES, MOST_TIMES * packed_bytes))
+    return io.BufferedReader(bounded, _BLOCK_BYTES)
+
+
+class _Bounded(io.RawIOBase):
+    """What a file holds, until it is more than ``most`` bytes."""
+
+    def __init__(self, file: Any, most: int) -> None:
+        self._file, self._most, self._given = file, most, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._file.read(len(buffer))
+        self._given += len(data)
+        if self._given > self._most:
+            raise Bomb(
+                f"it holds more than {MOST_TIMES} times its size: no text or vectors do; unpack it "
+                "if it is meant"
+            )
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
 
 
 def name_of(uri: str) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
 import gzip
 import io
 import json
+import lzma
 import re
 import resource
 import zipfile
@@ -21,6 +23,7 @@ from dist_embed.data.corpus import ParallelText, Skipped, read_pairs
 from dist_embed.data.text.lines import lines_of
 from dist_embed.data.text.members import archive_of
 from dist_embed.data.text.rows import CorpusError, Pair
+from dist_embed.storage import compressed
 from dist_embed.vectors.file import VectorFileError
 from dist_embed.vectors.formats import open_vectors
 
@@ -589,6 +592,27 @@ def test_what_has_no_end_is_refused_by_its_limit(put: Put, name: str) -> None:
     assert re.search(r"(line|row) [23]: ", str(caught.value))
     if name != "x.parquet":  # which stores a text as one piece
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 25_000  # KiB
+
+
+@pytest.mark.parametrize("ending", ["gz", "bz2", "xz", "zst", "zip"])
+def test_what_unpacks_to_hundreds_of_times_its_size_is_refused(
+    put: Put, ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of its lines is one; all together would fill the disk."""
+    monkeypatch.setattr(compressed, "BOMB_BYTES", 2**17)
+    text = 2**19 * b"a\ta\n"
+    packed = {
+        "gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress,
+        "zst": lambda text: pa.compress(text, "zstd", asbytes=True),
+        "zip": lambda text: zipped(**{"x.tsv": text}),
+    }[ending]  # fmt: skip
+    path = put(f"x.tsv.{ending}", packed(text))
+    read = read_pairs(ParallelText(pairs=(path,), columns=(1, 2)))
+    with pytest.raises(CorpusError, match=rf"cannot read {path}: it holds more than 200 times"):
+        list(read)
+    vectors = put(f"x.vec.{ending}", packed(text.replace(b"\t", b" ").replace(b"a\n", b"1\n")))
+    with pytest.raises(VectorFileError, match=r"x\.vec.*: it holds more than 200 times its size"):
+        list(open_vectors(vectors, "glove").segments(0, 1))
 
 
 class Endless(io.RawIOBase):
