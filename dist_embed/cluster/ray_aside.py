@@ -15,6 +15,7 @@ from ray.exceptions import RayError
 
 from dist_embed.cluster.ray_node import Node
 from dist_embed.errors import RunFailed
+from dist_embed.parallel.threads import WaitedThread
 
 POLL_SECONDS = 1.0
 SILENT_SECONDS = 30.0  # before it is told
@@ -49,7 +50,7 @@ class Aside(AbstractContextManager["Aside[T]"], Generic[T]):
         self._error: BaseException | None = None
         self._answered_at = time.monotonic()
         self._told = False
-        self._thread = threading.Thread(target=self._run, name="aside", daemon=True)
+        self._thread = WaitedThread(target=self._run, name="aside", daemon=True)
 
     def __enter__(self) -> Aside[T]:
         self._thread.start()

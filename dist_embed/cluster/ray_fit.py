@@ -28,6 +28,7 @@ from dist_embed.cluster.ray_worker import MAILBOX_SECONDS
 from dist_embed.errors import RunFailed
 from dist_embed.observe.events import Event
 from dist_embed.parallel.stop import request_stop, stop_requested
+from dist_embed.parallel.threads import WaitedThread
 
 T = TypeVar("T")
 
@@ -132,7 +133,7 @@ class Fit:
         self._around = around
         self._outlook = Outlook(around.room, workers)
         self._error: Exception | None = None
-        self._thread = threading.Thread(target=self._fit, args=(trainer,), name="fit", daemon=True)
+        self._thread = WaitedThread(target=self._fit, args=(trainer,), name="fit", daemon=True)
         self._done_at: float | None = None
         self._stop_until = 0.0
 
@@ -259,9 +260,7 @@ class Fit:
         # In a thread, and waited for: see `Aside`.
         given_up = threading.Event()
         errors: list[Exception] = []
-        ending = threading.Thread(
-            target=_end_fit, args=(self._thread, given_up, errors), daemon=True
-        )
+        ending = WaitedThread(target=_end_fit, args=(self._thread, given_up, errors), daemon=True)
         ending.start()
         ending.join(END_SECONDS)
         given_up.set()

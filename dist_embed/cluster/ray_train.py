@@ -6,7 +6,6 @@ import atexit
 import logging
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -41,6 +40,7 @@ from dist_embed.errors import RunFailed, UserError
 from dist_embed.observe.events import Event
 from dist_embed.parallel.settings import DeviceChoice
 from dist_embed.parallel.stop import end_abruptly, handled_here, stop_on_signals
+from dist_embed.parallel.threads import WaitedThread
 from dist_embed.storage.temporary import temporary_folder
 
 CONNECT_SECONDS = 10.0
@@ -241,7 +241,7 @@ def _driver(address: str, name: str, *, is_own: bool) -> Iterator[Node]:
 
     # In a thread: in the main one a signal would break off what cannot be taken up again.
     logging.getLogger("ray").setLevel(logging.ERROR)
-    thread = threading.Thread(target=connect, daemon=True)
+    thread = WaitedThread(target=connect, daemon=True)
     try:
         # Ray's handler of SIGTERM prints a trace, and sets an alarm that aborts 3 s later (2.60,
         # C++, in whichever thread it is connected).
@@ -284,7 +284,7 @@ def _disconnect() -> None:
     """Say goodbye to Ray, or leave without it: a head that stands still does not answer that either
     (2.60: not within 150 s), and the interpreter's end would wait for it again, or crash.
     """
-    thread = threading.Thread(target=ray.shutdown, daemon=True)
+    thread = WaitedThread(target=ray.shutdown, daemon=True)
     thread.start()
     thread.join(END_SECONDS)
     if thread.is_alive():
