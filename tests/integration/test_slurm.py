@@ -69,7 +69,7 @@ def test_a_job_is_stopped_and_the_same_submission_goes_on_to_the_end(
 @pytest.mark.heavy
 def test_a_job_that_fails_ends_the_command_that_follows_it(config: str, call: Call) -> None:
     bad = ("data.uri=/proc/none", "--to", "slurm", "--follow")
-    done = call("submit", config, *bad, code=2)
+    done = call("submit", config, *bad, code=1)
     assert "/proc/none" in done.stdout
     assert "failed" in done.stderr
 
