@@ -157,9 +157,9 @@ def test_a_worker_that_stands_still_is_named_and_replaced(training: Training, no
         training.until_said("workers are started again in 1 s")
         said = training.ended()
     named = (
-        r"worker 1 makes no progress in step \d+; it has been here since [\d:]+ UTC and has not "
+        r"worker 1 makes no progress in step \d+, [a-z ]+; it has been here since [\d:]+ UTC and "
     )
-    assert re.search(named + r"answered of late:\n  File ", said), said
+    assert re.search(named + r"has not answered of late:\n  File ", said), said
     training.is_as_if_not(STEPS)
 
 
