@@ -144,6 +144,10 @@ def is_passing(exc: BaseException) -> bool:
     lost, a store was unavailable, or something took too long. Errors of data, configuration or code
     come again.
     """
+    # The interpreter ends, as where a worker of Ray gets SIGTERM, and the worker's own thread goes
+    # on: it fails at whatever has been closed by then.
+    if not threading.main_thread().is_alive():
+        return True
     step: BaseException | None = exc
     while step is not None:
         if isinstance(step, WorkerError):

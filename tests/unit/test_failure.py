@@ -3,6 +3,8 @@ from __future__ import annotations
 import errno
 import json
 import math
+import subprocess
+import sys
 import time
 from typing import Any
 
@@ -247,3 +249,32 @@ def test_what_may_pass(error: Exception, passing: bool) -> None:
     assert is_passing(error) == passing
     assert failure_event(0, error)["is_passing"] == passing
     assert json.loads(_account(0, error))["is_passing"] == passing
+
+
+ENDING = """
+import atexit, threading
+from dist_embed.parallel.errors import is_passing
+
+closed, told = threading.Event(), threading.Event()
+
+def work():
+    closed.wait(60)
+    print(is_passing(RuntimeError("what is read ahead has been closed")), flush=True)
+    told.set()
+
+def close():
+    closed.set()
+    told.wait(60)
+
+atexit.register(close)
+threading.Thread(target=work, daemon=True).start()
+print(is_passing(RuntimeError("of the code")), flush=True)
+"""
+
+
+def test_what_fails_as_the_interpreter_ends_is_not_of_the_code() -> None:
+    """A worker of Ray is a thread of a process that SIGTERM ends."""
+    done = subprocess.run(
+        [sys.executable, "-c", ENDING], capture_output=True, text=True, timeout=100, check=True
+    )
+    assert done.stdout == "False\nTrue\n"
