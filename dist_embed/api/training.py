@@ -148,11 +148,9 @@ def _check_not_made(profile: tuple[int, int], run_uri: str) -> None:
 
 def tokens_per_second(run_uri: str, after_step: int = 0) -> float | None:
     """Median over the run's log lines of later steps; None where there are none."""
-    from dist_embed.run.metrics import read_metrics
+    from dist_embed.run.metrics import figures, read_metrics
 
-    found = [
-        line["tokens_per_second"]
-        for line in read_metrics(run_uri)
-        if "tokens_per_second" in line and line["step"] > after_step
-    ]
+    found = figures(
+        (line for line in read_metrics(run_uri) if line["step"] > after_step), "tokens_per_second"
+    )
     return statistics.median(found) if found else None

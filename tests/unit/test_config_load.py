@@ -412,7 +412,8 @@ def test_possible_neighbours_of_impossible_combinations_load(
 @pytest.mark.parametrize(
     ("text", "part"),
     [("- a\n- b\n", "mapping"), ("a: [\n", "not valid YAML"), ("5\n", "mapping"),
-     ("run: {uri: a}\nrun: {uri: b}\n", "duplicate key run"), ("5: 1\n" + SMALLEST, "5")],
+     ("run: {uri: a}\nrun: {uri: b}\n", "the key 'run' is there twice"),
+     ("5: 1\n" + SMALLEST, "5")],
 )  # fmt: skip
 def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, text: str, part: str) -> None:
     message = refused(tmp_path, text)
