@@ -209,7 +209,9 @@ def _has_no_room(exc: BaseException | None) -> bool:
 def _replace_lacking_letters() -> None:
     """What the screen's encoding has no letter for is shown as a question mark, and no error."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and not stream.closed and stream.errors == "strict":
+        if not isinstance(stream, io.TextIOWrapper) or stream.closed:
+            continue
+        if stream.errors in ("strict", "surrogateescape"):  # the latter in the locale C
             stream.reconfigure(errors="replace")
 
 

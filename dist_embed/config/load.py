@@ -50,7 +50,8 @@ def load_config(
     try:
         text = storage.read_given_text(path)
     except (OSError, UserError, ValueError) as exc:
-        raise ConfigError(f"cannot read configuration {path!r}: {exc}") from exc
+        said = str(exc) or type(exc).__name__
+        raise ConfigError(f"cannot read configuration {path!r}: {said}") from exc
     config = _build(_changed(mapping_in(text, path), changes), path, say)
     check_written(config)
     return config

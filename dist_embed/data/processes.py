@@ -65,12 +65,13 @@ class Processes:
         arguments: Arguments = (),
     ) -> None:
         self.number = number or processes_that_fit(arguments)
-        self._executor = ProcessPoolExecutor(
-            self.number,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_start,
-            initargs=(initializer, arguments),
-        )
+        with safe_path():  # its locks start Python's tracker of such things, a process too
+            self._executor = ProcessPoolExecutor(
+                self.number,
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=_start,
+                initargs=(initializer, arguments),
+            )
 
     def map(
         self, function: Callable[..., Result], arguments: Iterable[Arguments]

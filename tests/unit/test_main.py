@@ -284,8 +284,10 @@ def test_nobody_need_read_what_the_command_says(stream: str, call: str, code: in
 
 
 @pytest.mark.parametrize(
-    ("encoding", "shown"), [("ascii", b"? ?\n"), ("ascii:backslashreplace", b"\\u2192 \\xe9\n")]
-)
+    ("encoding", "shown"),
+    [("ascii", b"? ?\n"), ("ascii:backslashreplace", b"\\u2192 \\xe9\n"),
+     ("ascii:surrogateescape", b"? ?\n")],  # the last as in the locale C
+)  # fmt: skip
 def test_letters_that_the_screen_lacks_are_replaced(encoding: str, shown: bytes) -> None:
     text = (
         "import sys\n"
