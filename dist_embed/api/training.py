@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 from dist_embed.api.given import config_given, on_event_given, profile_given
+from dist_embed.arguments import true_or_false
 from dist_embed.cluster.settings import LauncherChoice
 from dist_embed.config.paths import with_absolute_paths
 from dist_embed.config.schema import Config
@@ -56,6 +57,7 @@ def train(
     """
     config = config_given(config)
     on_event_given(on_event)
+    true_or_false("force", force)
     if profile is not None:
         profile = profile_given(profile, config.train.max_steps)
     require(*WORKERS_NEED)

@@ -11,10 +11,11 @@ import io
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 from dist_embed.cli.old_spellings import (
     in_new_words,
@@ -33,7 +34,7 @@ from dist_embed.parallel.stop import (
 )
 from dist_embed.parallel.torchrun import under_torchrun
 from dist_embed.passwords import masked
-from dist_embed.streams import end_of_output, results_alone, say, say_error
+from dist_embed.streams import end_of_output, has_seen_enough, results_alone, say, say_error
 
 _MODULES = (
     "run", "plan", "jobs", "compare", "explore", "export", "study", "report", "data", "checkpoint",
@@ -66,6 +67,10 @@ class _Parser(argparse.ArgumentParser):
             "--quiet", action="store_true", default=argparse.SUPPRESS,
             help="no progress and no remarks: results and errors alone",
         )  # fmt: skip
+
+    def print_help(self, file: Any = None) -> None:
+        """Argparse's own passes over what cannot be written."""
+        print(self.format_help(), end="", file=file)
 
     def error(self, message: str) -> NoReturn:
         """It repeats what was typed."""
@@ -139,7 +144,11 @@ def _run(argv: list[str] | None) -> None:
     if "_ARGCOMPLETE" in os.environ:  # a shell asks what may stand next
         _complete(parser)
     words, said = in_new_words(sys.argv[1:] if argv is None else argv)
-    arguments, rest = parser.parse_known_args(with_missing_output(words))
+    try:
+        arguments, rest = parser.parse_known_args(with_missing_output(words))
+    except SystemExit:  # --help, --version
+        end_of_output()
+        raise
     with results_alone() if "quiet" in arguments else nullcontext():
         _call(parser, arguments, rest, said)
 
@@ -185,16 +194,29 @@ def _code_of(exc: BaseException) -> int:
     from dist_embed.errors import DistEmbedError, NotWritable, RunFailed, RunStopped
     from dist_embed.installed import missing_package
 
-    if isinstance(exc, BrokenPipeError):  # the reader of our output has seen enough
+    if isinstance(exc, BrokenPipeError) and has_seen_enough(exc):
         return 0
     exc = missing_package(exc) or exc
     if not isinstance(exc, DistEmbedError | OSError):
         raise exc
+    if _is_of_print(exc):
+        exc.filename = "standard output"
     say_error(f"dist-embed: {exc}")
     if isinstance(exc, RunStopped):
         return 128 + (taken_signal() or signal.SIGTERM)  # none: a worker alone was asked
     failed = isinstance(exc, RunFailed | NotWritable) or _has_no_room(exc)
     return 1 if failed else 2  # an OSError names the file and what is wrong
+
+
+def _is_of_print(exc: BaseException) -> TypeGuard[OSError]:
+    """Whether a command has printed into a full disk: the system does not say where it wrote, and
+    commands write nothing else without a name.
+    """
+    if not isinstance(exc, OSError) or exc.filename is not None or exc.errno not in _NO_ROOM:
+        return False
+    *_, (frame, _) = traceback.walk_tb(exc.__traceback__)
+    name: str = frame.f_globals["__name__"]
+    return name.startswith(("dist_embed.cli", "dist_embed.bench"))
 
 
 def _has_no_room(exc: BaseException | None) -> bool:

@@ -75,7 +75,9 @@ def _in_a_line(error: Exception, text: str) -> str:
         return str(error).split("\n")[0]
     said = ", ".join(filter(None, (error.context, error.problem)))
     mark = error.problem_mark or error.context_mark
-    return f"line {mark.line + 1}, column {mark.column + 1}: {said}" if "\n" in text else said
+    if mark is None or "\n" not in text:
+        return said
+    return f"line {mark.line + 1}, column {mark.column + 1}: {said}"
 
 
 @dataclass

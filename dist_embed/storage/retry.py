@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import sys
 import time
+import traceback
 from asyncio import CancelledError
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -33,6 +35,7 @@ _REFUSING_CODES = {
 _CLIENTS = {
     "botocore", "aiobotocore", "aiohttp", "s3fs", "gcsfs", "adlfs", "azure", "google", "requests",
     "urllib3", "asyncio", "concurrent", "fsspec", "paramiko", "webdav4", "httpx", "httpcore",
+    "yarl",
 }  # fmt: skip
 _MISCONFIGURED = {
     "NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "NoRegionError",
@@ -86,6 +89,8 @@ def retried(what: str, where: str, operation: Callable[[], T], seconds: float | 
             raise
         except (Exception, CancelledError) as exc:  # a client's, as its event loop ends
             if not comes_from_the_store(exc):
+                if _is_of_a_client(exc):
+                    raise StorageError(f"cannot {what} {where}: {in_a_line(exc)}") from exc
                 raise
             late = time.monotonic() + wait - started
             if is_refusal(exc) and not (
@@ -154,6 +159,18 @@ def in_a_line(exc: BaseException) -> str:
     # Not cut within a password, which would then be shown.
     text = masked(" ".join(str(exc).split()))
     return f"{type(exc).__name__}: {text[:500]}" if text else type(exc).__name__
+
+
+def _is_of_a_client(exc: BaseException) -> bool:
+    """Whether a client could do nothing with what it was asked: an address that is none, a write to
+    what can only be read. Such errors are Python's own, and tell by where they were raised.
+    """
+    if not isinstance(exc, (ValueError, TypeError, LookupError, AttributeError, RuntimeError)):
+        return False
+    frames = [frame for frame, _ in traceback.walk_tb(exc.__traceback__)]
+    packages = [frame.f_globals.get("__name__", "").split(".")[0] for frame in frames]
+    outside = [name for name in packages if name not in sys.stdlib_module_names]
+    return bool(outside) and outside[-1] in _CLIENTS
 
 
 def comes_from_the_store(exc: BaseException) -> bool:

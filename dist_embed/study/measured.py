@@ -48,8 +48,8 @@ def figures_of(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
         found["tokens_per_second"] = statistics.median(speeds)
     for column, share in (("p10", 0.1), ("p50", 0.5), ("p90", 0.9), ("max", 1.0)):
         found[f"step_seconds_{column}"] = float(np.quantile(seconds, share))
-    told = [one for one in timed if _tells_workers(one[0])]
-    return found | (_by_phase(told) | _by_worker(told) if told else {})
+    whole = [one for one in timed if _tells_workers(one[0])]
+    return found | (_by_phase(whole) | _by_worker(whole) if whole else {})
 
 
 def _by_phase(told: Sequence[Logged]) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def _by_worker(told: Sequence[Logged]) -> dict[str, Any]:
 
 def _tells_workers(line: Mapping[str, Any]) -> bool:
     """Whether it has the phases, and each figure of each worker."""
-    told = [line.get(f"workers/{name}") for name in _OF_WORKERS]
+    told: list[Any] = [line.get(f"workers/{name}") for name in _OF_WORKERS]
     return metric_of(PHASES[0]) in line and all(
         isinstance(one, list) and all(map(is_number, one)) and 0 < len(one) == len(told[0])
         for one in told

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -785,6 +786,17 @@ def test_paths_may_be_paths(tmp_path: Path) -> None:
     assert (start.uri, start.words) == ("v.npy", "w")
     with pytest.raises(ConfigError, match=r"^RunSection: uri: b'x' is not allowed"):
         RunSection(uri=b"x")  # type: ignore[arg-type]
+
+
+class OfBytes(os.PathLike[bytes]):
+    def __fspath__(self) -> bytes:
+        return b"x"
+
+
+def test_a_path_of_bytes_is_refused(tmp_path: Path) -> None:
+    for call in (lambda: RunSection(uri=OfBytes()), lambda: open_run(OfBytes())):  # type: ignore
+        with pytest.raises(UserError, match=r"OfBytes.* is not allowed: a path as str or pathlib"):
+            call()
 
 
 def test_a_path_that_was_a_url_is_refused(tmp_path: Path) -> None:

@@ -785,6 +785,22 @@ def test_an_address_that_is_none_is_told_at_once() -> None:
         storage.exists("http://[::1/x")
 
 
+@pytest.mark.parametrize("uri", ["data:,x", "data://x"])
+def test_what_a_client_cannot_do_is_told_in_a_line(uri: str) -> None:
+    for ask in (storage.exists, storage.stamp, lambda uri: storage.write_bytes(uri, b"x")):
+        with pytest.raises(StorageError, match=f"cannot (look at|write) {uri}: ") as caught:
+            ask(uri)
+        assert not isinstance(caught.value, StoreUnavailable)
+
+
+def test_an_error_of_ours_is_not_taken_for_a_client_s() -> None:
+    def wrong() -> None:
+        raise ValueError("ours")
+
+    with pytest.raises(ValueError, match="ours"):
+        retry.retried("read", "x", wrong)
+
+
 def test_a_file_in_an_archive_of_s3_is_opened_with_its_settings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
