@@ -23,6 +23,7 @@ from dist_embed.cli.old_spellings import (
     take_output_by_place,
     with_missing_output,
 )
+from dist_embed.errors import RunFailed
 from dist_embed.parallel.collector import collector_off
 from dist_embed.parallel.stop import (
     end_at_once_with,
@@ -191,12 +192,12 @@ def _call(
 
 def _code_of(exc: BaseException) -> int:
     """The exit code of a command that ended with an error, which is told; raises what is a bug."""
-    from dist_embed.errors import DistEmbedError, NotWritable, RunFailed, RunStopped
+    from dist_embed.errors import DistEmbedError, NotWritable, RunStopped
     from dist_embed.installed import missing_package
 
     if isinstance(exc, BrokenPipeError) and has_seen_enough(exc):
         return 0
-    exc = missing_package(exc) or exc
+    exc = missing_package(exc) or _out_of_memory(exc) or exc
     if not isinstance(exc, DistEmbedError | OSError):
         raise exc
     if _is_of_print(exc):
@@ -208,6 +209,18 @@ def _code_of(exc: BaseException) -> int:
     return 1 if failed else 2  # an OSError names the file and what is wrong
 
 
+def _out_of_memory(exc: BaseException) -> Exception | None:
+    """What is told of memory, or threads, that this process does not get; None: it is another
+    error. PyTorch's are RuntimeErrors (2.13, alloc_cpu.cpp).
+    """
+    said = str(exc).split("\n")[0]
+    if isinstance(exc, MemoryError) or "can't allocate memory" in said:
+        return RunFailed(f"out of memory{said and f': {said}'}")
+    if isinstance(exc, RuntimeError) and said == "can't start new thread":
+        return RunFailed(f"{said}: no memory for it, or a limit: ulimit -u, or the container's")
+    return None
+
+
 def _is_of_print(exc: BaseException) -> TypeGuard[OSError]:
     """Whether a command has printed into a full disk: the system does not say where it wrote, and
     commands write nothing else without a name.
@@ -216,7 +229,7 @@ def _is_of_print(exc: BaseException) -> TypeGuard[OSError]:
         return False
     *_, (frame, _) = traceback.walk_tb(exc.__traceback__)
     name: str = frame.f_globals["__name__"]
-    return name.startswith(("dist_embed.cli", "dist_embed.bench"))
+    return name.startswith(("__main__", "dist_embed.cli", "dist_embed.bench"))
 
 
 def _has_no_room(exc: BaseException | None) -> bool:

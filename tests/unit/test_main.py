@@ -101,6 +101,19 @@ def taking(*numbers: int) -> None:
         (caused(UserError("gone"), OSError(errno.ENOENT, "")), 2, "dist-embed: gone\n"),
         (NotWritable("not ours"), 1, "dist-embed: not ours\n"),
         (RunFailed("worker 1 failed"), 1, "dist-embed: worker 1 failed\n"),
+        (MemoryError(), 1, "dist-embed: out of memory\n"),
+        (MemoryError("8 GiB"), 1, "dist-embed: out of memory: 8 GiB\n"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+            1,
+            "dist-embed: out of memory: DefaultCPUAllocator: can't allocate memory\n",
+        ),
+        (
+            RuntimeError("can't start new thread"),
+            1,
+            "dist-embed: can't start new thread: no memory "
+            "for it, or a limit: ulimit -u, or the container's\n",
+        ),
         (RunStopped("after step 5"), 143, "dist-embed: after step 5\n"),  # a worker was asked
         (BrokenPipeError(errno.EPIPE, "broken", "standard output"), 0, ""),
         (BrokenPipeError(errno.EPIPE, "broken"), 2, "dist-embed: [Errno 32] broken\n"),
