@@ -213,10 +213,12 @@ def _out_of_memory(exc: BaseException) -> Exception | None:
     """What is told of memory, or threads, that this process does not get; None: it is another
     error. PyTorch's are RuntimeErrors (2.13, alloc_cpu.cpp).
     """
+    if not isinstance(exc, MemoryError | RuntimeError):
+        return None
     said = str(exc).split("\n")[0]
     if isinstance(exc, MemoryError) or "can't allocate memory" in said:
         return RunFailed(f"out of memory{said and f': {said}'}")
-    if isinstance(exc, RuntimeError) and said == "can't start new thread":
+    if said == "can't start new thread":
         return RunFailed(f"{said}: no memory for it, or a limit: ulimit -u, or the container's")
     return None
 

@@ -165,7 +165,8 @@ def _is_of_a_client(exc: BaseException) -> bool:
     """Whether a client could do nothing with what it was asked: an address that is none, a write to
     what can only be read. Such errors are Python's own, and tell by where they were raised.
     """
-    if not isinstance(exc, (ValueError, TypeError, LookupError, AttributeError, RuntimeError)):
+    kinds = (ValueError, TypeError, LookupError, AttributeError, NotImplementedError)
+    if not isinstance(exc, kinds):
         return False
     frames = [frame for frame, _ in traceback.walk_tb(exc.__traceback__)]
     packages = [frame.f_globals.get("__name__", "").split(".")[0] for frame in frames]
