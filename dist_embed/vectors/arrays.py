@@ -109,7 +109,7 @@ class ArrayVectors:
             listed = words_of(list_file, self._words_uri)
             words_of_rows = WordsOfRows(listed, self._words_uri, self.uri)
             for number, first in enumerate(range(0, matrix.num_rows, group)):
-                words = words_of_rows.next(min(group, matrix.num_rows - first))
+                words = words_of_rows.take(min(group, matrix.num_rows - first))
                 if number % num_parts == part:
                     if matrix.by_columns:
                         row = number // num_parts * group if is_unpacked else first

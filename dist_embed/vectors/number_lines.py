@@ -60,7 +60,7 @@ class NumberLines:
             listed = words_of(list_file, self._words_uri, columns=True)
             words = WordsOfRows(listed, self._words_uri, self.uri)
             while some := list(islice(lines, group)):
-                names = words.next(len(some))
+                names = words.take(len(some))
                 if number % num_parts == part:
                     values = self._parsed(some, first)[: len(names)]
                     yield HeldSegment(self.uri, first, names, values)

@@ -96,7 +96,7 @@ class WordsOfRows:
         self._rows_uri = rows_uri
         self._num_rows = self._num_words = 0
 
-    def next(self, count: int) -> list[str]:
+    def take(self, count: int) -> list[str]:
         """The words of the next ``count`` rows, the very last perhaps without one. Raises
         VectorFileError.
         """
