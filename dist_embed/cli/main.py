@@ -23,7 +23,7 @@ from dist_embed.cli.old_spellings import (
     take_output_by_place,
     with_missing_output,
 )
-from dist_embed.errors import RunFailed
+from dist_embed.errors import RunFailed, causes
 from dist_embed.parallel.collector import collector_off
 from dist_embed.parallel.stop import (
     end_at_once_with,
@@ -234,13 +234,9 @@ def _is_of_print(exc: BaseException) -> TypeGuard[OSError]:
     return name.startswith(("__main__", "dist_embed.cli", "dist_embed.bench"))
 
 
-def _has_no_room(exc: BaseException | None) -> bool:
+def _has_no_room(exc: BaseException) -> bool:
     """Whether a disk was full, or only to be read: nothing is wrong with what was given."""
-    while exc is not None:
-        if isinstance(exc, OSError) and exc.errno in _NO_ROOM:
-            return True
-        exc = exc.__cause__
-    return False
+    return any(isinstance(one, OSError) and one.errno in _NO_ROOM for one in causes(exc))
 
 
 def _replace_lacking_letters() -> None:

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import TypeVar
 
-from dist_embed.errors import StorageError, StoreUnavailable
+from dist_embed.errors import StorageError, StoreUnavailable, causes
 from dist_embed.passwords import masked
 
 T = TypeVar("T")
@@ -134,10 +134,10 @@ def is_refusal(exc: BaseException) -> bool:
 
 def _code_of_s3(exc: BaseException) -> str | None:
     """The error code in a reply of S3."""
-    reply = getattr(exc, "response", None)
-    if isinstance(reply, dict):
-        return reply.get("Error", {}).get("Code")
-    return None if exc.__cause__ is None else _code_of_s3(exc.__cause__)
+    replies = (getattr(one, "response", None) for one in causes(exc))
+    first = next((reply for reply in replies if isinstance(reply, dict)), {})
+    code: str | None = first.get("Error", {}).get("Code")
+    return code
 
 
 def denies(exc: BaseException | None) -> bool:

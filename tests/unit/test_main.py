@@ -79,6 +79,9 @@ def test_a_command_removes_what_killed_ones_have_left(
         assert list(tmp_path.iterdir()) == [Path(ours)]
 
 
+ITSELF = UserError("its own cause")
+
+
 def caused(error: Exception, cause: Exception) -> Exception:
     error.__cause__ = cause
     return error
@@ -99,6 +102,7 @@ def taking(*numbers: int) -> None:
         (OSError(errno.EROFS, "read-only", "/x"), 1, "dist-embed: [Errno 30] read-only: '/x'\n"),
         (caused(UserError("full"), OSError(errno.EDQUOT, "")), 1, "dist-embed: full\n"),
         (caused(UserError("gone"), OSError(errno.ENOENT, "")), 2, "dist-embed: gone\n"),
+        (caused(ITSELF, ITSELF), 2, "dist-embed: its own cause\n"),
         (NotWritable("not ours"), 1, "dist-embed: not ours\n"),
         (RunFailed("worker 1 failed"), 1, "dist-embed: worker 1 failed\n"),
         (MemoryError(), 1, "dist-embed: out of memory\n"),
