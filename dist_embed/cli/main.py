@@ -197,7 +197,7 @@ def _code_of(exc: BaseException) -> int:
 
     if isinstance(exc, BrokenPipeError) and has_seen_enough(exc):
         return 0
-    exc = missing_package(exc) or _out_of_memory(exc) or exc
+    exc = missing_package(exc) or _beyond_limits(exc) or exc
     if not isinstance(exc, DistEmbedError | OSError):
         raise exc
     if _is_of_print(exc):
@@ -209,10 +209,12 @@ def _code_of(exc: BaseException) -> int:
     return 1 if failed else 2  # an OSError names the file and what is wrong
 
 
-def _out_of_memory(exc: BaseException) -> Exception | None:
-    """What is told of memory, or threads, that this process does not get; None: it is another
-    error. PyTorch's are RuntimeErrors (2.13, alloc_cpu.cpp).
+def _beyond_limits(exc: BaseException) -> Exception | None:
+    """What is told of memory, threads or open files that this process does not get; None: it is
+    another error. PyTorch's are RuntimeErrors (2.13, alloc_cpu.cpp).
     """
+    if isinstance(exc, OSError) and exc.errno in (errno.EMFILE, errno.ENFILE):
+        return RunFailed(f"{exc}; more are allowed by `ulimit -n`")
     if not isinstance(exc, MemoryError | RuntimeError):
         return None
     said = str(exc).split("\n")[0]

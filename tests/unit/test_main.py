@@ -105,6 +105,11 @@ def taking(*numbers: int) -> None:
         (caused(ITSELF, ITSELF), 2, "dist-embed: its own cause\n"),
         (NotWritable("not ours"), 1, "dist-embed: not ours\n"),
         (RunFailed("worker 1 failed"), 1, "dist-embed: worker 1 failed\n"),
+        (
+            OSError(errno.EMFILE, "too many", "/x"),
+            1,
+            "dist-embed: [Errno 24] too many: '/x'; more are allowed by `ulimit -n`\n",
+        ),
         (MemoryError(), 1, "dist-embed: out of memory\n"),
         (MemoryError("8 GiB"), 1, "dist-embed: out of memory: 8 GiB\n"),
         (
