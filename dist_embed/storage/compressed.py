@@ -69,10 +69,8 @@ def open_decompressed(uri: str, ending: str | None = None) -> IO[bytes]:
 def open_member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
     """A file of a ``.zip``. Raises one of `READ_ERRORS`."""
     there = archive.getinfo(name)
-    # zipfile gives no more bytes than it says; of how few they are made it may lie.
-    check_held(
-        there.file_size, min(there.compress_size, size_of(archive.fp) or there.compress_size)
-    )
+    # zipfile gives no more bytes than it says; of how many they are made it may lie.
+    check_held(there.file_size, min(there.compress_size, size_of(archive.fp) or 0))
     try:
         member: Any = archive.open(name)
     except RuntimeError as exc:
