@@ -66,4 +66,5 @@ class _Bounded(io.RawIOBase):
     def close(self) -> None:
         if not self.closed:
             self._file.close()
+            self._packed.close()  # which what unpacks leaves open
         super().close()
