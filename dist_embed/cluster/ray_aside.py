@@ -56,7 +56,7 @@ class Aside(AbstractContextManager["Aside[T]"], Generic[T]):
     def __enter__(self) -> Aside[T]:
         try:
             self._thread.start()
-        except BaseException:  # of a signal, once it runs
+        except BaseException:  # of a signal: it runs all the same
             self.__exit__(*sys.exc_info())
             raise
         return self

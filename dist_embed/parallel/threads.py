@@ -16,7 +16,17 @@ class WaitedThread(threading.Thread):
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
+        self._begun = False
         self._has_run = threading.Event()
+
+    def start(self) -> None:
+        """See `threading.Thread`."""
+        self._begun = True  # a signal may break off what follows, and the thread run all the same
+        try:
+            super().start()
+        except RuntimeError:  # there is room for no more threads
+            self._begun = False
+            raise
 
     def run(self) -> None:
         """See `threading.Thread`."""
@@ -27,9 +37,9 @@ class WaitedThread(threading.Thread):
 
     def join(self, timeout: float | None = None) -> None:
         """See `threading.Thread`; one that has not begun is not waited for."""
-        if self.ident is not None and self._has_run.wait(timeout):
+        if self._begun and self._has_run.wait(timeout):
             super().join(timeout)
 
     def is_alive(self) -> bool:
         """See `threading.Thread`."""
-        return super().is_alive() or (self.ident is not None and not self._has_run.is_set())
+        return super().is_alive() or (self._begun and not self._has_run.is_set())

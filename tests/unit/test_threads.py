@@ -25,8 +25,35 @@ def test_a_thread_lives_on_where_the_wait_for_it_is_broken_off() -> None:
     assert not thread.is_alive()
 
 
-def test_a_thread_that_has_not_begun_is_not_waited_for() -> None:
+def test_a_thread_is_waited_for_where_its_start_is_broken_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original, has_run = threading.Thread.start, threading.Event()
+
+    def start(thread: threading.Thread) -> None:
+        monkeypatch.undo()
+        threading.Timer(0.1, original, (thread,)).start()
+        raise KeyboardInterrupt
+
+    thread = WaitedThread(target=has_run.set)
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(KeyboardInterrupt):
+        thread.start()
+    assert thread.is_alive()
+    thread.join(60)
+    assert has_run.is_set()
+
+
+def test_a_thread_that_has_not_begun_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
     thread = WaitedThread(target=int)
+    thread.join()
+    assert not thread.is_alive()
+    monkeypatch.setattr(threading.Thread, "start", start)
+    with pytest.raises(RuntimeError, match="new thread"):
+        thread.start()
     thread.join()
     assert not thread.is_alive()
 
