@@ -81,4 +81,6 @@ def open_member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
 def name_of(uri: str) -> str:
     """The name whose ending tells a file's form: in lower case, in an archive the file's own."""
     name = uri.partition("::")[0] if storage.archive_of(uri) != uri else uri
+    if name.startswith(("http://", "https://")):
+        name = name.partition("?")[0]  # behind it lies what signs a link
     return name.lower()  # .GZ, as some systems write it
