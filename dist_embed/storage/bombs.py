@@ -28,7 +28,7 @@ def check_held(num_bytes: int, packed_bytes: int) -> None:
 
 def size_of(file: Any) -> int | None:
     """Bytes of a file that was just opened; None where that is not known, as of some HTTP."""
-    # A file in an archive, where fsspec says its size, would be unpacked to its end for it.
+    # Of a file in an archive fsspec has it here; to look for its end would unpack all of it.
     size: int | None = getattr(file, "size", None)
     if size is None:
         try:
