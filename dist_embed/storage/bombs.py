@@ -17,12 +17,14 @@ class Bomb(ValueError):
     """A compressed file holds more than `BOMB_BYTES`, and more than `MOST_TIMES` its own size."""
 
 
-def check_held(num_bytes: int, packed_bytes: int) -> None:
-    """Refuse to have so many bytes of a file of ``packed_bytes``. Raises Bomb."""
+def check_held(num_bytes: int, packed_bytes: int, remedy: str = "unpack it") -> None:
+    """Refuse to have so many bytes of a file of ``packed_bytes``. Raises Bomb, with a ``remedy``
+    where it is meant.
+    """
     if num_bytes > max(BOMB_BYTES, MOST_TIMES * packed_bytes):
         raise Bomb(
             f"it holds more than {MOST_TIMES} times its size, as what is made to fill a disk; "
-            "unpack it if it is meant"
+            f"{remedy} if it is meant"
         )
 
 

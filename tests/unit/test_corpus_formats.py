@@ -637,6 +637,23 @@ def test_what_unpacks_to_hundreds_of_times_its_size_is_refused(
             record_inputs({"train": ParallelText(pairs=(path,))}, print)
 
 
+def test_parquet_that_holds_hundreds_of_times_its_size_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, words = str(tmp_path / "x.parquet"), str(tmp_path / "v.parquet")
+    texts = ["a" * 4000] * 200
+    written: Any = {"compression": "zstd", "use_dictionary": False}
+    pq.write_table(pa.table({"source": texts, "target": texts}), path, **written)
+    pq.write_table(pa.table({"word": texts, "vector": [[1.0]] * 200}), words, **written)
+    assert len(pairs(path)) == 200  # small as it is
+    assert next(iter(open_vectors(words, "parquet").segments(0, 1))).words
+    monkeypatch.setattr(bombs, "BOMB_BYTES", 2**17)
+    said = "it holds more than 200 times its size.*; write it without compression if it is meant"
+    assert re.search(said, refused(path))
+    with pytest.raises(VectorFileError, match=rf"cannot read {words}: {said}"):
+        open_vectors(words, "parquet")
+
+
 def test_an_archive_that_lies_about_the_size_of_what_it_packs_is_told(
     put: Put, monkeypatch: pytest.MonkeyPatch
 ) -> None:
