@@ -46,6 +46,7 @@ from dist_embed.errors import UserError
 from dist_embed.observe.events import Watch, unwatched
 from dist_embed.section import CORPUS_FILES, NOT_PREPARED, keys_marked, known_keys
 from dist_embed.storage import uri as storage
+from dist_embed.storage.trials import check_writable
 from dist_embed.storage.turns import LONGEST_WAIT_SECONDS, NoTurn, StillOurs, taking_turns
 
 Say = Callable[[str], None]
@@ -119,7 +120,7 @@ def _preparing_alone(data_uri: str, say: Say) -> Iterator[StillOurs]:
         UserError: nothing can be written there, or another process did not end within
             `LONGEST_WAIT_SECONDS`.
     """
-    storage.check_writable(data_uri, "data.uri")
+    check_writable(data_uri, "data.uri")
 
     def waiting() -> None:
         say(
