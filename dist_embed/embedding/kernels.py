@@ -6,6 +6,7 @@ What lies inside of both is asked and set here, and nowhere else.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
     SplitTableBatchedEmbeddingBagsCodegen,
@@ -82,7 +83,7 @@ class Kernels:
 
     def optimizer_state(self, table: str) -> dict[str, Tensor]:
         """See `ShardedTables.optimizer_state`."""
-        saved = {}
+        saved: dict[str, Any] = {}
         for module in self._modules:
             saved |= module.fused_optimizer.state_dict()["state"]
         state = saved.get(f"embeddings.{table}.weight", {})  # SGD has none
