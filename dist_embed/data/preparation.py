@@ -14,7 +14,8 @@ from dist_embed.config.schema import Config
 from dist_embed.data.executor import Executor, ExecutorAt
 from dist_embed.data.finished_shards import without_overtaken
 from dist_embed.data.fitting import NORMALIZE, data_settings, fitting
-from dist_embed.data.lexicon import ensure_lexicon, fitting_lexicon
+from dist_embed.data.lexicon import fitting_lexicon
+from dist_embed.data.lexicon_learning import ensure_lexicon
 from dist_embed.data.prepare import prepare_data
 from dist_embed.data.prepared_folder import (
     left_behind,
