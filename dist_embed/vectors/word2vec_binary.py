@@ -13,6 +13,8 @@ from dist_embed.vectors.stream import Forward
 from dist_embed.vectors.text import parse_header
 
 _MAX_WORD_BYTES = 4096
+# What values are not, but bytes of two neighbours that are taken for one.
+_WILD = 1e20
 
 
 class Word2VecBinary:
@@ -43,8 +45,8 @@ class Word2VecBinary:
     def segments(self, part: int, num_parts: int) -> Iterator[HeldSegment]:
         """See `VectorFile.segments`: every ``num_parts``-th group of entries."""
         assert self.num_stated is not None
-        size = 4 * self.width
-        group = max(1, BLOCK_BYTES // size)
+        group = max(1, BLOCK_BYTES // (4 * self.width))
+        on_lines = False
         with Forward(self.uri) as data:
             data.until(b"\n", _MAX_WORD_BYTES)
             for first in range(0, self.num_stated, group):
@@ -53,22 +55,23 @@ class Word2VecBinary:
                 mine = (first // group) % num_parts == part
                 values = np.empty((count if mine else 0, self.width), dtype="<f4")
                 for place in range(count):
-                    where = f"{self.uri}, entry {first + place + 1}"
-                    word = data.until(b" ", _MAX_WORD_BYTES)
-                    if word is None and data.ahead(_MAX_WORD_BYTES) == _MAX_WORD_BYTES:
-                        raise VectorFileError(
-                            f"{where}: no word found; the width in the header may be wrong"
-                        )
-                    vector = data.take(size)
-                    if word is None or len(vector) < size:
-                        raise VectorFileError(
-                            f"{where}: the file ends before it; the header promises "
-                            f"{self.num_stated:,}"
-                        )
+                    raw, vector = self._entry(data, first + place)
+                    # The tool ends each vector with a line end, which others leave out.
+                    if first + place == 1:
+                        on_lines = raw.startswith(b"\n")
+                    word = raw.lstrip(b"\n")
+                    text = readable(word)
+                    if (
+                        (first + place and raw.startswith(b"\n") != on_lines)
+                        or b"\n" in word
+                        or (b"\0" in word and not text)
+                    ):
+                        raise self._out_of_step(first + place)
                     if mine:
-                        # The tool ends each vector with a line end, which others leave out.
-                        words.append(readable(word.lstrip(b"\n")))
+                        words.append(text)
                         values[place] = np.frombuffer(vector, dtype="<f4")
+                if (wild := (np.abs(values) > _WILD).any(1)).any():
+                    raise self._out_of_step(first + int(wild.argmax()))
                 if mine:
                     yield HeldSegment(self.uri, first, words, values)
             if data.take(_MAX_WORD_BYTES).strip(b"\n"):
@@ -76,3 +79,26 @@ class Word2VecBinary:
                     f"{self.uri}: the header promises {self.num_stated:,} vectors of width "
                     f"{self.width}, the file goes on behind them"
                 )
+
+    def _entry(self, data: Forward, number: int) -> tuple[bytes, bytes]:
+        """What stands before an entry's blank, and its values. Raises VectorFileError."""
+        word = data.until(b" ", _MAX_WORD_BYTES)
+        if word is None and data.ahead(_MAX_WORD_BYTES) == _MAX_WORD_BYTES:
+            raise VectorFileError(
+                f"{self.uri}, entry {number + 1}: no word found; the width in the header may be "
+                "wrong"
+            )
+        vector = data.take(4 * self.width)
+        if word is None or len(vector) < 4 * self.width:
+            raise VectorFileError(
+                f"{self.uri}, entry {number + 1}: the file ends before it; the header promises "
+                f"{self.num_stated:,}"
+            )
+        return word, vector
+
+    def _out_of_step(self, number: int) -> VectorFileError:
+        return VectorFileError(
+            f"{self.uri}, entry {number + 1}: is no word and vector; the width in the header is "
+            "wrong, or the word of this or an earlier entry has a blank, which this form cannot "
+            "tell from its end: write such vectors as text or Parquet"
+        )

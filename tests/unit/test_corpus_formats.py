@@ -608,7 +608,7 @@ def test_what_unpacks_to_hundreds_of_times_its_size_is_refused(
     }[ending]  # fmt: skip
     path = put(f"x.tsv.{ending}", packed(text))
     read = read_pairs(ParallelText(pairs=(path,), columns=(1, 2)))
-    with pytest.raises(CorpusError, match=rf"cannot read {path}: it holds more than 200 times"):
+    with pytest.raises(CorpusError, match=rf"cannot read {path}.*: it holds more than 200 times"):
         list(read)
     vectors = put(f"x.vec.{ending}", packed(text.replace(b"\t", b" ").replace(b"a\n", b"1\n")))
     with pytest.raises(VectorFileError, match=r"x\.vec.*: it holds more than 200 times its size"):

@@ -495,11 +495,10 @@ def test_a_mistake_in_a_list_of_words_is_told(
     ]:
         words = tmp_path / name
         words.write_bytes(content)
-        file = as_file(open_vectors(uri, None, words=str(words)))
         with pytest.raises(VectorFileError, match=said):
-            read(file)
+            read(as_file(open_vectors(uri, None, words=str(words))))
     words.write_bytes(packed)
-    assert read(file)[0] == ["a", "b", "c"]
+    assert read(as_file(open_vectors(uri, None, words=str(words))))[0] == ["a", "b", "c"]
     # A mark of the byte order is one at the beginning alone.
     words = tmp_path / "words"
     words.write_bytes(b"\xef\xbb\xbfa\r\n\xef\xbb\xbfb\r\nc\r\n\r\n")

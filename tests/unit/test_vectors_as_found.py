@@ -238,7 +238,7 @@ def floret_model(mode: int = 0, hashes: int = 2, update_rate: int = 100) -> byte
         (floret_model(), r"is a model of floret, .*give the \.vec file"),
         (floret_model(mode=1, hashes=1, update_rate=1), "is a model of floret"),
         (b"\x89HDF\r\n\x1a\n" + bytes(99), "is HDF5"),
-        (b"<!DOCTYPE html>\n<html lang='en'>\n", "expected lines of a word and numbers, found '<!"),
+        (b"<!DOCTYPE html>\n<html lang='en'>\n", "is a web page"),
         (b"3 2\nthis is text\n", r"line 2 \('this'\): 'is' is not a number"),
         (b"3 4\nthis is text\n", "line 2: 2 numbers, the width is 4"),
         (b"word,x,y\na,1,2\n", "expected lines of a word and numbers, found 'word,x,y'"),
