@@ -41,6 +41,11 @@ _NO_TEXT = (
         "is a web page, as servers send in place of a file",
     ),
     (
+        re.compile(rb"(?i)\s*<(?:\?xml|srcset|refset|tstset)\b"),
+        "is XML or SGML, of which TMX alone is read, in files whose names end in .tmx: take the "
+        "sentences out",
+    ),
+    (
         re.compile(rb"ARROW1\0\0|\xff{4}.{3}\0"),
         "is Arrow's, which is not read: write it as Parquet",
     ),

@@ -618,6 +618,26 @@ def test_what_is_wrong_with_a_binary_file_is_said(
     assert str(caught.value).startswith(uri)
 
 
+@pytest.mark.parametrize("end", [b"\n", b""])
+@pytest.mark.parametrize("word", ["new york", "in a", "the old man", "a \u00a0"])
+def test_words_with_blanks_in_a_binary_file_are_refused(
+    tmp_path: Path, word: str, end: bytes
+) -> None:
+    """As gensim writes them, and reads others: nothing tells where such a word ends."""
+    words = [f"w{i}" for i in range(40)]
+    words[7::8] = [f"{word}{i}" for i in range(7, 40, 8)]
+    uri = saved(tmp_path, "v.bin", as_binary(words, vectors_of(40, 16), end))
+    with pytest.raises(VectorFileError, match=r"v\.bin, entry \d+: is no word and vector; .*blank"):
+        read(word2vec_binary.Word2VecBinary(uri))
+
+
+def test_control_characters_may_be_in_words_of_a_binary_file(tmp_path: Path) -> None:
+    words = ["a\0b", "\x01", "\x85", "\u2028", "\r"]
+    for end in (b"\n", b""):
+        uri = saved(tmp_path, "v.bin", as_binary(words, vectors_of(5, 3), end))
+        assert read(word2vec_binary.Word2VecBinary(uri))[0] == words
+
+
 def test_a_word_of_a_binary_file_has_up_to_4095_bytes(tmp_path: Path) -> None:
     longest = "b" * 4095
     content = b"2 1\na " + bytes(4) + longest.encode() + b" " + bytes(4) + b"\n\n"

@@ -18,6 +18,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+import zstandard
 from numpy.typing import NDArray
 
 from dist_embed.config.load import config_from_dict
@@ -43,6 +45,12 @@ PLAIN = b"a 1 2\nb 3 4\nc 5 6\n"
 def saved(folder: Path, name: str, content: bytes) -> str:
     (folder / name).write_bytes(content)
     return str(folder / name)
+
+
+def npy_of(array: NDArray[Any]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
 
 
 def found_in(
@@ -95,8 +103,25 @@ def test_a_tab_decides_where_the_word_ends(tmp_path: Path) -> None:
         found_in(saved(tmp_path, "v.txt", too_many))
 
 
+def as_pzstd(content: bytes) -> bytes:
+    """Each frame behind one that is skipped, which has the other's size."""
+    frame = zstandard.compress(content)
+    return b"\x50\x2a\x4d\x18\4\0\0\0" + len(frame).to_bytes(4, "little") + frame
+
+
+def zipped_on_a_mac(content: bytes) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("in/v.txt", content)
+        archive.writestr("in/.DS_Store", b"x")
+        archive.writestr("__MACOSX/in/._v.txt", b"x")
+    return packed.getvalue()
+
+
 @pytest.mark.parametrize("name", ["v.GZ", "v", "v.txt", "v.zst"])
-@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress, bytes])
+@pytest.mark.parametrize(
+    "pack", [gzip.compress, bz2.compress, lzma.compress, as_pzstd, zipped_on_a_mac, bytes]
+)
 def test_the_first_bytes_tell_how_a_file_is_compressed(
     tmp_path: Path, name: str, pack: Any
 ) -> None:
@@ -137,7 +162,9 @@ def test_a_file_in_an_archive_is_read_by_its_name(
             assert storage.absolute(uri) == f"{kind}://in/v.2d.txt::{path}"
             assert path_of(uri) == str(place)
         assert found_in(f"{kind}://in/v.one.txt::{path}")[0] == ["x"]
-        with pytest.raises(VectorFileError, match=r"none\.txt::.*: no such file"):
+        with pytest.raises(
+            VectorFileError, match=r"none\.txt::.*: no such file; there are in/v.2d"
+        ):
             open_vectors(f"{kind}://none.txt::{path}", None)
         with pytest.raises(VectorFileError, match=rf"{kind}://NAME::"):
             open_vectors(str(path), None)
@@ -148,6 +175,20 @@ def test_a_file_in_an_archive_is_read_by_its_name(
         archive.writestr("a.gz", data)
         archive.writestr("b.gz", data)
     assert found_in("zip://b.gz::twice.zip")[0] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("name", ["v.tar.gz", "v.tar.bz2", "v.tgz", "v.tar"])
+def test_an_archive_that_was_cut_off_is_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """It is no store that comes back."""
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("waits for a store"))
+    (path,) = [path for _, path in archives(tmp_path) if path.name == name]
+    content = path.read_bytes()
+    path.write_bytes(content[: 700 if name == "v.tar" else len(content) // 2])
+    for uri in (f"tar://in/v.one.txt::{path}", f"tar://in/v.one.txt::file://{path}"):
+        with pytest.raises(UserError, match=rf"cannot (?:read|open) .*{uri}"):
+            open_vectors(uri, None)
 
 
 @pytest.mark.parametrize("rows_at_once", [1, 2, 100])
@@ -243,8 +284,20 @@ def floret_model(mode: int = 0, hashes: int = 2, update_rate: int = 100) -> byte
         (b"3 4\nthis is text\n", "line 2: 2 numbers, the width is 4"),
         (b"word,x,y\na,1,2\n", "expected lines of a word and numbers, found 'word,x,y'"),
         (bytes(range(256)) * 9, "expected lines of a word and numbers"),
+        (b"0.5 1\n2 -3\n4.5 6\n", "lines of numbers alone; give the list of their words"),
+        (b"2 2\n", "has a header, and no vectors"), (b"0 2", "has a header, and no vectors"),
+        (PLAIN.replace(b"\n", b"\r"), "lines that end with CR alone"),
+        (PLAIN.decode().encode("utf-16"), "is in UTF-16"),
+        (PLAIN.decode().encode("utf-16-be"), "is in UTF-16"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n", "git lfs pull"),
+        (b"7z\xbc\xaf\x27\x1c" + bytes(9), "is packed by 7-Zip"),
+        (b"\x04\x22M\x18" + bytes(9), "is packed by .*LZ4"),
+        (b"\x1f\x9d\x90" + bytes(9), "is packed by .*compress"),
+        (b"ARROW1\0\0" + bytes(9), "is Arrow's"),
+        (gzip.compress(gzip.compress(PLAIN)), "is compressed twice"),
+        (bz2.compress(pickle.dumps(PLAIN)), "is pickled"),
     ],
-)
+)  # fmt: skip
 def test_what_is_no_file_of_vectors_is_named_and_gets_no_width(
     tmp_path: Path, content: bytes, said: str
 ) -> None:
@@ -299,6 +352,47 @@ def test_vectors_of_one_number_are_read_with_a_header_or_where_they_are_meant(
         assert (words, vectors.shape) == (["a", "b", "c"], (3, 1))
 
 
+def test_what_torch_saves_is_not_read(tmp_path: Path) -> None:
+    torch.save({"weight": torch.zeros(2, 2)}, tmp_path / "v.bin")
+    with pytest.raises(VectorFileError, match=r"v\.bin: is what torch.save writes, pickled"):
+        open_vectors(str(tmp_path / "v.bin"), None)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"the 1061396\nof 593677\nto 593677\n", "a number behind each word"),
+        (b"January\t1\nFebruary\t2\nMarch\t3\n", "a number behind each word"),
+        (b'["the", "of"]', "is JSON"), (b'{\n "the": 0,\n "of": 1\n}\n', "is JSON"),
+        ("the\nof\nto\n".encode("utf-16"), "is in UTF-16"), (b"the\rof\rto", "CR alone"),
+        (pickle.dumps(["the", "of", "to"]), "is an array or pickled"),
+        (npy_of(np.array(["the", "of", "to"])), "is an array or pickled"),
+    ],
+)  # fmt: skip
+def test_a_list_that_is_none_of_words_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
+    """A list with a line more or less than rows is taken: nothing else would tell."""
+    words = saved(tmp_path, "words", content)
+    for name, matrix in (("v.npy", npy_of(VECTORS)), ("v.tsv", b"1\t2\n3\t4\n5\t6\n")):
+        with pytest.raises(VectorFileError, match=rf"{words}: .*{said}.*a word a line"):
+            open_vectors(saved(tmp_path, name, matrix), None, words=words)
+
+
+def test_words_that_look_like_anything_else_are_words(tmp_path: Path) -> None:
+    words = ["[", '"', "January 1", "January 2", '["', "{", "1990"]
+    listed = saved(tmp_path, "words", "\n".join(words).encode())
+    uri = saved(tmp_path, "v.npy", npy_of(np.zeros((len(words), 2), np.float32)))
+    file = open_vectors(uri, None, words=listed)
+    assert not isinstance(file, FastTextBinary)
+    assert read(file)[0] == words
+
+
+def test_a_tensor_belongs_to_safetensors_alone(tmp_path: Path) -> None:
+    words = saved(tmp_path, "words", b"a\nb\nc\n")
+    uri = saved(tmp_path, "v.npy", npy_of(VECTORS))
+    with pytest.raises(VectorFileError, match=r"tensor='x' is not allowed: this is npy"):
+        open_vectors(uri, None, words=words, tensor="x")
+
+
 def test_pickled_arrays_are_not_read(tmp_path: Path) -> None:
     np.save(tmp_path / "v.npy", np.array([[1.0, "x"]], dtype=object), allow_pickle=True)
     words = saved(tmp_path, "words", b"a\n")
@@ -307,8 +401,12 @@ def test_pickled_arrays_are_not_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [pa.float16(), pa.float32(), pa.float64()])
-@pytest.mark.parametrize("lists", [pa.list_, pa.large_list, lambda kind: pa.list_(kind, 2)])
-@pytest.mark.parametrize("texts", [pa.string(), pa.large_string(), pa.string_view(), pa.binary()])
+@pytest.mark.parametrize(
+    "lists", [pa.list_, pa.large_list, lambda kind: pa.list_(kind, 2), pa.list_view]
+)
+@pytest.mark.parametrize(
+    "texts", [pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.binary_view()]
+)
 @pytest.mark.parametrize("in_dictionary", [False, True])
 def test_parquet_of_any_tool(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any, lists: Any, texts: Any,
@@ -318,7 +416,7 @@ def test_parquet_of_any_tool(
     words = ["a", None, "c"]
     rows = pa.array([row.astype(kind.to_pandas_dtype()) for row in VECTORS], lists(kind))
     tokens = pa.array(words, texts)
-    if in_dictionary and texts != pa.string_view():  # of which Parquet holds no dictionary
+    if in_dictionary and "view" not in str(texts):  # of which Parquet holds no dictionary
         tokens = tokens.dictionary_encode()
     table = pa.table({"n": [1, 2, 3], "token": tokens, "embedding": rows})
     with pq.ParquetWriter(tmp_path / "v.parquet", table.schema) as file:
@@ -338,6 +436,8 @@ def test_parquet_of_any_tool(
         ({"word": ["x", "y"], "vector": [[1.0, 2.0], None]}, "row 2: expected 2 numbers, found 0"),
         ({"word": ["x"], "vector": [[1.0, None]]}, "row 1: expected 2 numbers, or one"),
         ({"word": ["x"], "vector": [[1.0, np.inf]]}, r"entry 1 \('x'\): a value is not finite"),
+        ({"word": ["x"], "vector": [[1.0, 1e300]]}, r"entry 1 \('x'\): a value is not finite"),
+        ({"word": ["x"], "vector": [[1, 2]]}, r"one column of lists of floating-point numbers; it"),
         ({"word": ["x"], "vector": [pa.scalar([], pa.list_(pa.float32()))]}, "holds no vectors"),
     ],
 )
@@ -348,6 +448,8 @@ def test_what_is_wrong_with_a_parquet_file_is_said(
     with pytest.raises(VectorFileError, match=rf"v\.parquet.*{said}"):
         found_in(str(tmp_path / "v.parquet"))
     content = (tmp_path / "v.parquet").read_bytes()
+    with pytest.raises(VectorFileError, match="Parquet within a compressed file"):
+        open_vectors(saved(tmp_path, "v.gz", gzip.compress(content)), None)
     with pytest.raises(VectorFileError, match="cannot read"):
         found_in(saved(tmp_path, "cut.parquet", content[: len(content) // 2]))
 
