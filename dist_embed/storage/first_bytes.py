@@ -46,7 +46,7 @@ _NO_TEXT = (
         "sentences out",
     ),
     (
-        re.compile(rb"ARROW1\0\0|\xff{4}.{3}\0"),
+        re.compile(rb"(?s)ARROW1\0\0|\xff{4}.{3}\0"),
         "is Arrow's, which is not read: write it as Parquet",
     ),
 )

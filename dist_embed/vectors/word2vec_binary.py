@@ -60,15 +60,14 @@ class Word2VecBinary:
                     if first + place == 1:
                         on_lines = raw.startswith(b"\n")
                     word = raw.lstrip(b"\n")
-                    text = readable(word)
                     if (
                         (first + place and raw.startswith(b"\n") != on_lines)
                         or b"\n" in word
-                        or (b"\0" in word and not text)
+                        or (b"\0" in word and not readable(word))
                     ):
                         raise self._out_of_step(first + place)
                     if mine:
-                        words.append(text)
+                        words.append(readable(word))
                         values[place] = np.frombuffer(vector, dtype="<f4")
                 if (wild := (np.abs(values) > _WILD).any(1)).any():
                     raise self._out_of_step(first + int(wild.argmax()))
