@@ -19,6 +19,7 @@ _NO_TEXT = (
         re.compile(rb"\xff\xfe|\xfe\xff|(?:[^\0]\0){2}|(?:\0[^\0]){2}|\0\0\xfe\xff"),
         "is in UTF-16 or UTF-32, and UTF-8 is expected: iconv -f UTF-16 -t UTF-8",
     ),
+    (re.compile(rb"\0{8}"), "begins with zeros, as where its content was lost"),
     (
         re.compile(rb"(?s).{257}ustar"),
         "is a tar archive; name the file in it, as tar://NAME::ARCHIVE.tar.gz",

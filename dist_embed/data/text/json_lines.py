@@ -8,7 +8,10 @@ from decimal import Decimal
 from typing import IO
 
 from dist_embed.data.text.lines import lines_of
-from dist_embed.data.text.rows import Column, Pair, WrongRow, cell, names_alone, nested
+from dist_embed.data.text.rows import Column, Pair, WrongRow, cell, names_alone, nested, too_long
+
+_EXPECTED = "an object a line is expected"
+_OF_A_LIST = ", as jq -c '.[]' makes of a list"
 
 
 def json_pairs(
@@ -21,13 +24,12 @@ def json_pairs(
     source, target = names_alone(name, columns)
     # Not as int, which Python makes of 4,300 digits at most.
     decode = json.JSONDecoder(parse_int=Decimal).decode
-    for number, line in enumerate(lines_of(file, name, limit), start=1):
+    beyond = f"{too_long(limit)}; {_EXPECTED}{_OF_A_LIST}"
+    for number, line in enumerate(lines_of(file, name, limit, beyond), start=1):
         if isinstance(line, WrongRow):
             yield line
         elif line and not line.isspace():
-            expected = "an object a line is expected" + (
-                ", as jq -c '.[]' makes of a list" if line.lstrip().startswith("[") else ""
-            )
+            expected = _EXPECTED + _OF_A_LIST * line.lstrip().startswith("[")
             try:
                 row = decode(line)
                 if not isinstance(row, dict):

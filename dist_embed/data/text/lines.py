@@ -95,4 +95,7 @@ def _lines(file: IO[bytes], name: str, limit: int, beyond: str) -> Iterator[str 
 def _packed(line: bytes) -> str | None:
     """What is said of a file that is compressed, or Parquet, where its name told that it is not."""
     ending = ".parquet" if line.startswith(b"PAR1") else ending_of(line)
-    return ending and f"begins like a {ending} file: unpack it, or let its name end so"
+    return ending and (
+        f"begins like a {ending} file: unpack it, let its name end so, or name the file in it, as "
+        "tar://NAME::ARCHIVE"
+    )
