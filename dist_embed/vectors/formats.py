@@ -126,7 +126,8 @@ def detect_format(uri: str, *, with_words: bool = False) -> Format:
         words = [line.split()[0] for line in head.split(b"\n")[:-1] if line.strip()]
         if len(words) > 1 and are_numbers(words) and not all(map(bytes.isdigit, words)):
             raise VectorFileError(
-                f"{uri}: has lines of numbers alone; give the list of their words: `words`"
+                f"{uri}: has lines of numbers alone; give the list of their words (`words`), or "
+                "`format: glove` where the first number of a line is its word"
             )
         return "glove"
     return "word2vec" if _is_text(rest, header[1]) else "word2vec-bin"

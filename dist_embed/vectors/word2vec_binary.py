@@ -69,7 +69,8 @@ class Word2VecBinary:
                     if mine:
                         words.append(readable(word))
                         values[place] = np.frombuffer(vector, dtype="<f4")
-                if (wild := (np.abs(values) > _WILD).any(1)).any():
+                sizes = np.abs(values)
+                if (wild := ((sizes > _WILD) & (sizes < np.inf)).any(1)).any():
                     raise self._out_of_step(first + int(wild.argmax()))
                 if mine:
                     yield HeldSegment(self.uri, first, words, values)
