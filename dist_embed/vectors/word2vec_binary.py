@@ -45,8 +45,9 @@ class Word2VecBinary:
     def segments(self, part: int, num_parts: int) -> Iterator[HeldSegment]:
         """See `VectorFile.segments`: every ``num_parts``-th group of entries."""
         assert self.num_stated is not None
-        group = max(1, BLOCK_BYTES // (4 * self.width))
-        on_lines = False
+        size = 4 * self.width
+        group = max(1, BLOCK_BYTES // size)
+        begin_lines = False
         with Forward(self.uri) as data:
             data.until(b"\n", _MAX_WORD_BYTES)
             for first in range(0, self.num_stated, group):
@@ -55,13 +56,18 @@ class Word2VecBinary:
                 mine = (first // group) % num_parts == part
                 values = np.empty((count if mine else 0, self.width), dtype="<f4")
                 for place in range(count):
-                    raw, vector = self._entry(data, first + place)
+                    raw = data.until(b" ", _MAX_WORD_BYTES)
+                    if raw is None:
+                        raise self._no_word(data, first + place)
+                    vector = data.take(size)
+                    if len(vector) < size:
+                        raise self._ends_before(first + place)
                     # The tool ends each vector with a line end, which others leave out.
-                    if first + place == 1:
-                        on_lines = raw.startswith(b"\n")
                     word = raw.lstrip(b"\n")
+                    if (begins_line := len(word) < len(raw)) != begin_lines and first + place < 2:
+                        begin_lines = begins_line
                     if (
-                        (first + place and raw.startswith(b"\n") != on_lines)
+                        begins_line != begin_lines
                         or b"\n" in word
                         or (b"\0" in word and not readable(word))
                     ):
@@ -80,21 +86,18 @@ class Word2VecBinary:
                     f"{self.width}, the file goes on behind them"
                 )
 
-    def _entry(self, data: Forward, number: int) -> tuple[bytes, bytes]:
-        """What stands before an entry's blank, and its values. Raises VectorFileError."""
-        word = data.until(b" ", _MAX_WORD_BYTES)
-        if word is None and data.ahead(_MAX_WORD_BYTES) == _MAX_WORD_BYTES:
-            raise VectorFileError(
-                f"{self.uri}, entry {number + 1}: no word found; the width in the header may be "
-                "wrong"
-            )
-        vector = data.take(4 * self.width)
-        if word is None or len(vector) < 4 * self.width:
-            raise VectorFileError(
-                f"{self.uri}, entry {number + 1}: the file ends before it; the header promises "
-                f"{self.num_stated:,}"
-            )
-        return word, vector
+    def _no_word(self, data: Forward, number: int) -> VectorFileError:
+        if data.ahead(_MAX_WORD_BYTES) < _MAX_WORD_BYTES:
+            return self._ends_before(number)
+        return VectorFileError(
+            f"{self.uri}, entry {number + 1}: no word found; the width in the header may be wrong"
+        )
+
+    def _ends_before(self, number: int) -> VectorFileError:
+        return VectorFileError(
+            f"{self.uri}, entry {number + 1}: the file ends before it; the header promises "
+            f"{self.num_stated:,}"
+        )
 
     def _out_of_step(self, number: int) -> VectorFileError:
         return VectorFileError(
