@@ -491,6 +491,15 @@ def test_a_word_with_the_end_of_a_line_goes_to_parquet_alone(tmp_path: Path) -> 
                 write_vectors(uri, format, [block], num_words=1, width=2)  # type: ignore[arg-type]
 
 
+def test_a_word_with_a_blank_is_not_written_where_a_blank_ends_words(tmp_path: Path) -> None:
+    block = Block(["a b"], np.ones(1, np.int64), VECTORS[:1])
+    for format in ("word2vec", "glove", "parquet"):
+        write_vectors(str(tmp_path / format), format, [block], num_words=1, width=2)  # type: ignore[arg-type]
+        assert found_in(str(tmp_path / format))[0] == ["a b"]
+    with pytest.raises(UserError, match=r"the word 'a b' has a blank .* text and Parquet can"):
+        write_vectors(str(tmp_path / "bin"), "word2vec-bin", [block], num_words=1, width=2)
+
+
 @pytest.mark.parametrize("rows_at_once", [1, 100])
 def test_the_projectors_files_come_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows_at_once: int
