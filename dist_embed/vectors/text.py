@@ -74,7 +74,7 @@ class TextVectors:
             self._first_byte += len(first) + len(end)
             head = head[len(first) + len(end) :]
             if not head.strip():
-                raise VectorFileError(f"{uri}: has a header, and no vectors behind it")
+                raise VectorFileError(f"{uri}: holds no vectors, but a header")
         lines = _first_lines(head)
         # Else a tab is part of a word.
         self._tab_ends_word = 2 * sum(b"\t" in line for line in lines) > len(lines)

@@ -75,9 +75,11 @@ class Word2VecBinary:
                     if mine:
                         words.append(readable(word))
                         values[place] = np.frombuffer(vector, dtype="<f4")
-                sizes = np.abs(values)
-                if (wild := ((sizes > _WILD) & (sizes < np.inf)).any(1)).any():
-                    raise self._out_of_step(first + int(wild.argmax()))
+                if not begin_lines and self.num_stated > 1:  # nothing else tells
+                    sizes = np.abs(values)
+                    wild = ((sizes > _WILD) & (sizes < np.inf)).any(1)
+                    if wild.any():
+                        raise self._out_of_step(first + int(wild.argmax()))
                 if mine:
                     yield HeldSegment(self.uri, first, words, values)
             if data.take(_MAX_WORD_BYTES).strip(b"\n"):

@@ -291,7 +291,7 @@ def floret_model(mode: int = 0, hashes: int = 2, update_rate: int = 100) -> byte
         (b"word,x,y\na,1,2\n", "expected lines of a word and numbers, found 'word,x,y'"),
         (bytes(range(256)) * 9, "expected lines of a word and numbers"),
         (b"0.5 1\n2 -3\n4.5 6\n", "lines of numbers alone; give the list of their words"),
-        (b"2 2\n", "has a header, and no vectors"), (b"0 2", "has a header, and no vectors"),
+        (b"2 2\n", "holds no vectors, but a header"), (b"0 2", "holds no vectors, but a header"),
         (PLAIN.replace(b"\n", b"\r"), "lines that end with CR alone"),
         (PLAIN.decode().encode("utf-16"), "is in UTF-16"),
         (PLAIN.decode().encode("utf-16-be"), "is in UTF-16"),
