@@ -37,6 +37,7 @@ from dist_embed.data.token_shards import (
 from dist_embed.data.tokenizer import SPECIAL_TOKENS, Tokenizer
 from dist_embed.data.tokenizer_files import tokenizer_name
 from dist_embed.errors import StorageError, UserError
+from dist_embed.observe.events import Watch, unwatched
 from dist_embed.storage import uri as storage
 from dist_embed.storage.json_text import Count, as_kind, from_json
 from dist_embed.storage.local_file import named
@@ -212,6 +213,7 @@ def ensure_lexicon(
     translations: int,
     num_processes: int,
     say: Callable[[str], None],
+    watch: Watch = unwatched,
     block_pairs: int = BLOCK_PAIRS,
 ) -> LexiconIndex:
     """The lexicon of prepared data; learned now where there is none that fits.
@@ -222,6 +224,7 @@ def ensure_lexicon(
         translations: K', translations kept of a source word.
         num_processes: 0: one per core.
         say: takes lines of progress.
+        watch: shows how many shards have been counted, and parts scored.
         block_pairs: pairs of words that a process counts at once.
     """
     digest = data.digest()
@@ -242,13 +245,15 @@ def ensure_lexicon(
         )  # fmt: skip
         totals = [np.zeros(data.vocabulary_size[side], np.int64) for side in SIDES]
         arguments = ((statistics, data_uri, s, number) for number, s in enumerate(shards))
-        for occurrences in pool.map(_count_shard, arguments):
+        counted = watch("counting pairs of words", pool.map(_count_shard, arguments), "shards")
+        for occurrences in counted:
             for total, (words, counts) in zip(totals, occurrences, strict=True):
                 total[words] += counts
         _save(statistics.folder / "source.npy", totals[0])
         _save(statistics.folder / "target.npy", totals[1])
         parts = ((statistics, data_uri, part, translations) for part in range(statistics.parts))
-        written = list(pool.map(_score_part, parts))
+        scored = watch("scoring pairs of words", pool.map(_score_part, parts), "parts")
+        written = list(scored)
     entries = sum(number for number, _ in written)
     index = LexiconIndex(
         translations, entries, statistics.parts, digest,

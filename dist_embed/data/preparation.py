@@ -97,7 +97,7 @@ def ensure_data(
                 ready = _prepare_anew(config, settings, say, still_ours, executor_at, watch)
                 force = False  # or else another process prepares it now
             else:
-                _learn_lexicon(config, ready, say)
+                _learn_lexicon(config, ready, say, watch)
                 break
     if renew:
         _write_down(data_uri, ready, say)
@@ -140,7 +140,7 @@ def _has_lexicon(config: Config, data: PreparedData) -> bool:
     return not wanted or fitting_lexicon(data.folder_uri, data, wanted) is not None
 
 
-def _learn_lexicon(config: Config, data: PreparedData, say: Say) -> None:
+def _learn_lexicon(config: Config, data: PreparedData, say: Say, watch: Watch) -> None:
     if config.data.lexicon_translations:
         ensure_lexicon(
             data.folder_uri,
@@ -148,6 +148,7 @@ def _learn_lexicon(config: Config, data: PreparedData, say: Say) -> None:
             translations=config.data.lexicon_translations,
             num_processes=config.data.num_processes,
             say=say,
+            watch=watch,
         )
 
 
@@ -192,7 +193,7 @@ def _prepare_anew(
             this_machine = nullcontext(ThisMachine(config.data.num_processes))
             with executor_at(folder) if executor_at else this_machine as executor:
                 data = _prepare(config, folder, settings, say, executor, watch)
-            _learn_lexicon(config, data, say)
+            _learn_lexicon(config, data, say, watch)
             if not alone():
                 raise UserError(f"another process prepares data in {data_uri}")
             publish(data_uri, folder)

@@ -110,15 +110,16 @@ def loading_in_place_bytes(
     return max(map(largest, specs), default=0)
 
 
-def tokenizer_bytes(words: int) -> int:
-    """What a tokenizer takes whose words, of some nine letters each, are held in memory: those of
-    data prepared before words were tables on disk, and pieces of words, which are few.
+def tokenizer_bytes(words: int, pieces: int = 0) -> int:
+    """What tokenizers take that are held in memory: of ``words`` of some nine letters, as data have
+    them that were prepared before words were tables on disk, or of ``pieces`` of words.
 
-    Measured with `tokenizers` 0.23.3, in MB: 120 with 350 thousand words, 227 with 700 thousand,
-    386 with 1.5 million, 662 with 3 million.
+    Measured with `tokenizers` 0.23.3. Words, in MB: 120 with 350 thousand, 227 with 700 thousand,
+    386 with 1.5 million, 662 with 3 million. Bytes a piece: 630 to 790 with ``bpe`` (30 and 79
+    thousand), 1,070 to 1,140 with ``unigram`` (27 and 43 thousand).
     """
     first = min(words, 350_000)
-    return 340 * first + 230 * (words - first)
+    return 340 * first + 230 * (words - first) + 1140 * pieces
 
 
 def block_tokens(block_bytes: int, num_rows: int, num_workers: int) -> int:
@@ -193,6 +194,7 @@ class Replicated:
     Attributes:
         words: of the tokenizers that are held in memory; of both sides together, where they have no
             shared one.
+        pieces: likewise.
         parameters: of the dense model.
         activation_bytes: what a step keeps of the dense model's forward for its backward.
         exchange_bytes: a step's rows, their gradients, and both on their way.
@@ -202,6 +204,7 @@ class Replicated:
     """
 
     words: int = 0
+    pieces: int = 0
     parameters: int = 0
     activation_bytes: int = 0
     exchange_bytes: int = 0
@@ -304,7 +307,7 @@ def host_memory(
     rows = sum(table_bytes(spec, optimizer, num_workers, weights) for spec in specs) - states
     process = _process_bytes(tier) if process_bytes is None else process_bytes
     held = {"process": process + READING_BYTES[store]}
-    held["words"] = tokenizer_bytes(replicated.words)
+    held["words"] = tokenizer_bytes(replicated.words, replicated.pieces)
     dense, moments = replicated.dense_bytes, _MOMENTS * replicated.dense_bytes
     copy = rows + states + dense + moments
     step = {
@@ -365,7 +368,9 @@ def inference_bytes(
     copy = tables + replicated.dense_bytes
     if in_place:
         copy = loading_in_place_bytes(specs, "sgd", num_workers, weights, tier)
-    held = (0 if tier == "device" else tables) + tokenizer_bytes(replicated.words)
+    held = (0 if tier == "device" else tables) + tokenizer_bytes(
+        replicated.words, replicated.pieces
+    )
     if tier is None:
         held += replicated.dense_bytes
     scoring = block_bytes if tier is None else 0

@@ -331,6 +331,7 @@ class TableStart:
                 self._tokenizer, counts, by_id, settings.match, table=self._spec.name,
                 uri=file.uri, entries=entries, duplicates=duplicates, unreadable=unreadable,
                 stated=None if isinstance(file, FastTextBinary) else file.num_stated,
+                doubt=None if isinstance(file, FastTextBinary) else file.doubt,
                 file_width=file.width, width=self._spec.width,
                 policy=settings.missing, pieces=pieces,
             )  # fmt: skip

@@ -20,6 +20,9 @@ import pyarrow.parquet as pq
 
 from dist_embed.storage import uri as storage
 
+# Bytes of a column that are read at once: without a number, all of a row group.
+_READ_AT_ONCE = 2**20
+
 
 class ParquetError(ValueError):
     """What was read is no Parquet file, is damaged, or has not the columns that are wanted."""
@@ -43,7 +46,9 @@ class ParquetReader:
             metadata = None
             if footer is not None:
                 metadata = pq.ParquetFile(io.BytesIO(footer), pre_buffer=False).metadata
-            self._file = pq.ParquetFile(file, metadata=metadata, pre_buffer=False)
+            self._file = pq.ParquetFile(
+                file, metadata=metadata, pre_buffer=False, buffer_size=_READ_AT_ONCE
+            )
             self.schema: pa.Schema = self._file.schema_arrow
 
     @property

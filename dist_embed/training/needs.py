@@ -174,9 +174,11 @@ def _replicated(
     config: Config, vocabulary_size: dict[str, int], *, word_tables: bool
 ) -> Replicated:
     shared = config.tokenizer.shared
-    words = vocabulary_size["source"] if shared else sum(vocabulary_size.values())
+    tokens = vocabulary_size["source"] if shared else sum(vocabulary_size.values())
+    held = "words" if config.tokenizer.kind == "word" else "pieces"
     return Replicated(
-        0 if word_tables else words, dense_parameters(config.model, config.embedding.width)
+        **({} if word_tables else {held: tokens}),
+        parameters=dense_parameters(config.model, config.embedding.width),
     )
 
 

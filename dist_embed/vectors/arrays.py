@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice, product
+from itertools import product
 from tokenize import TokenError
 from typing import IO, Any, Literal
 
@@ -23,7 +23,7 @@ from dist_embed.storage.json_text import from_json
 from dist_embed.storage.local_file import named
 from dist_embed.vectors.file import BLOCK_BYTES, HeldSegment, VectorFileError, Vectors
 from dist_embed.vectors.stream import go_to, is_packed, open_stream, read_up_to
-from dist_embed.vectors.word_list import words_of
+from dist_embed.vectors.word_list import WordsOfRows, words_of
 
 _MAX_HEADER_BYTES = 100 * 2**20
 _NPY_HEADER_BYTES = 2**16 + 12
@@ -93,6 +93,7 @@ class ArrayVectors:
             pass
         self.width = self._matrix.width
         self.num_stated: int | None = self._matrix.num_rows
+        self.doubt: str | None = None
 
     def segments(self, part: int, num_parts: int) -> Iterator[HeldSegment]:
         """See `VectorFile.segments`: every ``num_parts``-th group of rows.
@@ -103,11 +104,12 @@ class ArrayVectors:
         group = matrix.rows_at_once
         is_unpacked = matrix.by_columns and self._packed
         opened = self._unpacked(part, num_parts) if is_unpacked else self._as_it_lies()
-        first = number = 0
+        at = 0
         with open_stream(self._words_uri) as list_file, opened as (file, there):
-            at = 0
-            all_words = words_of(list_file, self._words_uri, most=matrix.num_rows)
-            while words := list(islice(all_words, group)):
+            listed = words_of(list_file, self._words_uri)
+            words_of_rows = WordsOfRows(listed, self._words_uri, self.uri)
+            for number, first in enumerate(range(0, matrix.num_rows, group)):
+                words = words_of_rows.take(min(group, matrix.num_rows - first))
                 if number % num_parts == part:
                     if matrix.by_columns:
                         row = number // num_parts * group if is_unpacked else first
@@ -115,12 +117,8 @@ class ArrayVectors:
                     else:
                         values, at = self._rows(file, at, first, len(words))
                     yield HeldSegment(self.uri, first, words, values)
-                first += len(words)
-                number += 1
-        if first < matrix.num_rows:
-            raise VectorFileError(
-                f"{self._words_uri}: {first:,} words for the {matrix.num_rows:,} rows of {self.uri}"
-            )
+            words_of_rows.end()
+            self.doubt = words_of_rows.doubt
 
     def _rows(self, file: IO[bytes], at: int, first: int, count: int) -> tuple[Vectors, int]:
         """``count`` rows from ``first`` on, read at byte ``at``; and the byte behind them."""

@@ -46,6 +46,7 @@ class Coverage:
         stated: how many entries the file's header promises; None: nothing.
         file_width: D of the file.
         width: of the table's rows.
+        doubt: what somebody should look at in the file.
     """
 
     table: str
@@ -64,6 +65,7 @@ class Coverage:
     stated: int | None = None
     file_width: int | None = None  # what is older has neither
     width: int | None = None
+    doubt: str | None = None
 
     @property
     def token_share(self) -> float:
@@ -86,7 +88,9 @@ class Coverage:
             + (f"; {self.unreadable:,} words are empty or not UTF-8" if self.unreadable else "")
             + ")"
         ]
-        if self.stated not in (None, self.entries):
+        if self.doubt:
+            lines.append(f"table {self.table}: {self.doubt}")
+        elif self.stated not in (None, self.entries):
             lines.append(
                 f"table {self.table}: {self.uri} holds {self.entries:,} vectors, which are taken; "
                 f"its header promises {self.stated:,}"
@@ -122,6 +126,7 @@ def coverage_of(
     unreadable: int,
     policy: str,
     stated: int | None = None,
+    doubt: str | None = None,
     file_width: int | None = None,
     width: int | None = None,
     pieces: bool = False,
@@ -140,6 +145,7 @@ def coverage_of(
         unreadable: see `Coverage`.
         policy: see `Coverage`.
         stated: see `Coverage`.
+        doubt: see `Coverage`.
         file_width: see `Coverage`.
         width: see `Coverage`.
         pieces: whether the file is one of pieces of words, whose pieces all count.
@@ -168,7 +174,7 @@ def coverage_of(
         words=int(counted.sum()), tokens=int(counts[counted].sum()),
         found_words=ways, found_tokens=int(counts[found].sum()),
         composed_words=int(composed.sum()), composed_tokens=int(counts[composed].sum()),
-        policy=policy, stated=stated, file_width=file_width, width=width,
+        policy=policy, stated=stated, doubt=doubt, file_width=file_width, width=width,
         missing=[(_word(tokenizer, first + int(i)), int(counts[i])) for i in most],
     )  # fmt: skip
 

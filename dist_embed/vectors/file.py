@@ -58,11 +58,13 @@ class VectorFile(Protocol):
         width: D.
         num_stated: how many entries its header promises; None without one. Text may hold others:
             several tools write wrong numbers.
+        doubt: what somebody should look at, known when a part was read; None where nothing is.
     """
 
     uri: str
     width: int
     num_stated: int | None
+    doubt: str | None
 
     def segments(self, part: int, num_parts: int) -> Iterator[Segment]:
         """The entries of one of ``num_parts`` parts, in the file's order.

@@ -17,7 +17,7 @@ from dist_embed.vectors.file import (
 )
 from dist_embed.vectors.stream import lines_of, open_stream
 from dist_embed.vectors.text import parse_numbers
-from dist_embed.vectors.word_list import words_of
+from dist_embed.vectors.word_list import WordsOfRows, words_of
 
 
 class NumberLines:
@@ -38,6 +38,7 @@ class NumberLines:
     def __init__(self, uri: str, words_uri: str) -> None:
         self.uri, self._words_uri = uri, words_uri
         self.num_stated: int | None = None
+        self.doubt: str | None = None
         first = next(self._lines(), b"")
         self.width = len(first.split())
         try:
@@ -56,22 +57,17 @@ class NumberLines:
         lines, group = self._lines(), max(1, BLOCK_BYTES // (16 * self.width))
         first = number = 0
         with open_stream(self._words_uri) as list_file:
-            words = words_of(list_file, self._words_uri, columns=True)
+            listed = words_of(list_file, self._words_uri, columns=True)
+            words = WordsOfRows(listed, self._words_uri, self.uri)
             while some := list(islice(lines, group)):
-                names = list(islice(words, len(some)))
-                if len(names) < len(some):
-                    raise VectorFileError(
-                        f"{self._words_uri}: {first + len(names):,} words, but {self.uri} has more "
-                        "rows"
-                    )
+                names = words.take(len(some))
                 if number % num_parts == part:
-                    yield HeldSegment(self.uri, first, names, self._parsed(some, first))
+                    values = self._parsed(some, first)[: len(names)]
+                    yield HeldSegment(self.uri, first, names, values)
                 first += len(some)
                 number += 1
-            if any(words):
-                raise VectorFileError(
-                    f"{self._words_uri}: more words than the {first:,} rows of {self.uri}"
-                )
+            words.end()
+            self.doubt = words.doubt
 
     def _parsed(self, lines: list[bytes], first: int) -> Vectors:
         rows = [line.split() for line in lines]

@@ -30,6 +30,7 @@ class ParquetVectors:
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
+        self.doubt: str | None = None
         with open_stream(uri, read_ahead=False) as file:
             if not file.seekable():
                 raise VectorFileError(

@@ -54,6 +54,7 @@ class TextVectors:
         self.uri = uri
         self._packed = is_packed(uri)
         self.num_stated: int | None = None
+        self.doubt: str | None = None
         with open_stream(self.uri, read_ahead=False) as file:
             head = read_up_to(file, BLOCK_BYTES, uri)
         self._first_byte = len(BYTE_ORDER_MARK) if head.startswith(BYTE_ORDER_MARK) else 0

@@ -41,6 +41,7 @@ class Word2VecBinary:
             )
         self.num_stated: int | None
         self.num_stated, self.width = stated
+        self.doubt: str | None = None
 
     def segments(self, part: int, num_parts: int) -> Iterator[HeldSegment]:
         """See `VectorFile.segments`: every ``num_parts``-th group of entries."""

@@ -10,6 +10,8 @@ import json
 import lzma
 import re
 import resource
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -755,3 +757,61 @@ def test_a_long_text_that_many_rows_of_parquet_share_is_held_a_few_times(tmp_pat
     read = read_pairs(ParallelText(pairs=(str(tmp_path / "x.parquet"),)))
     assert len(next(read)[0]) == 1_000_000
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # of 4 GB
+
+
+OF_A_CELL = r"""
+import re, sys
+from dist_embed.data.corpus import ParallelText, Skipped, read_pairs
+def peak():  # getrusage has that of the process which started this one too
+    return int(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1])
+def read(name):
+    paths = (f"{sys.argv[1]}/{name}.parquet",)
+    corpus = ParallelText(pairs=paths, columns=("one", "two"), skip_wrong=True)
+    return list(read_pairs(corpus, Skipped()))
+read("small")
+before = peak()
+assert read("large") == [("a", "b")]
+print((peak() - before) // 1024)
+"""
+
+
+def test_a_cell_of_parquet_that_is_too_long_is_held_a_few_times(tmp_path: Path) -> None:
+    for name, cell in (("large.parquet", "a b " * 2**24), ("small.parquet", "a")):
+        table = pa.table({"one": [cell, "a"], "two": ["b", "b"]})
+        pq.write_table(table, tmp_path / name)
+    found = subprocess.run(
+        [sys.executable, "-c", OF_A_CELL, str(tmp_path)],
+        check=True, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert int(found.stdout) < 3.6 * 64  # three times by pyarrow 26
+
+
+KINDS_OF_TEXT = (
+    pa.string(), pa.large_string(), pa.binary(), pa.large_binary(), pa.string_view(),
+    pa.binary_view(), pa.dictionary(pa.int32(), pa.string()),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_TEXT, ids=str)
+@pytest.mark.parametrize("within", ["", "struct", "map", "structs"])
+def test_what_is_too_long_in_any_column_of_parquet_is_told_by_row(
+    tmp_path: Path, kind: Any, within: str
+) -> None:
+    texts = ["a", "x" * 21, None, "x" * 20, "é" * 11, "b"]
+    held = texts if pa.types.is_dictionary(kind) else [t and t.encode() for t in texts]
+    values: Any = pa.array(held, kind.value_type if pa.types.is_dictionary(kind) else pa.binary())
+    values = values.dictionary_encode() if pa.types.is_dictionary(kind) else values.cast(kind)
+    there, column = values, "t"
+    if within == "map":
+        keys = pa.array(["en"] * len(texts))
+        there, column = pa.MapArray.from_arrays(range(len(texts) + 1), keys, values), "t.en"
+    elif within:
+        there, column = pa.StructArray.from_arrays([values], ["en"]), "t.en"
+    if within == "structs":
+        there, column = pa.StructArray.from_arrays([there], ["in"]), "t.in.en"
+    pq.write_table(pa.table({"t": there, "two": ["b"] * len(texts)}), tmp_path / "x.parquet")
+    path, columns = str(tmp_path / "x.parquet"), (column, "two")
+    read, skipped, *_ = skipping(path, columns, max_line_bytes=20)
+    assert [source for source, _ in read] == ["a", "", "x" * 20, "b"]
+    assert skipped == 2
+    assert "row 2: longer than max_line_bytes=20" in refused(path, columns, max_line_bytes=20)

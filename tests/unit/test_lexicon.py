@@ -6,7 +6,9 @@ import errno
 import math
 from argparse import Namespace
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pytest
@@ -20,6 +22,9 @@ from dist_embed.storage.parquet import read_parquet
 from tests.unit.small_corpus import one_is_this_process
 
 SOURCE_WORDS, TARGET_WORDS = 24, 30
+
+
+Item = TypeVar("Item")
 
 
 def prepared(folder: Path, seed: int = 0, sentences: int = 60) -> tuple[PreparedData, list]:
@@ -96,6 +101,27 @@ def test_the_ratio_is_dunnings() -> None:
     assert found[0] > 20
     assert found[1] < 0  # less often than by chance
     assert abs(found[2]) < 1e-9  # exactly as often
+
+
+def test_it_is_shown_how_far_the_learning_is(tmp_path: Path) -> None:
+    data, _ = prepared(tmp_path)
+    watched = Counter[str]()
+
+    def watch(what: str, items: Iterable[Item], unit: str = "pairs") -> Iterator[Item]:
+        for item in items:
+            watched[f"{what}: {unit}"] += 1
+            yield item
+
+    with one_is_this_process(1):
+        ensure_lexicon(
+            str(tmp_path), data, translations=3, num_processes=1, say=lambda text: None,
+            watch=watch, block_pairs=100,
+        )  # fmt: skip
+    shards, parts = len(data.splits["train"].shards), Lexicon(str(tmp_path)).index.parts
+    assert min(shards, parts) > 1
+    assert watched == {
+        "counting pairs of words: shards": shards, "scoring pairs of words: parts": parts,
+    }  # fmt: skip
 
 
 def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

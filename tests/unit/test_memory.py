@@ -231,6 +231,7 @@ def test_what_every_worker_holds_whole(saving: Saving, copies: int, workers: int
 def test_a_tokenizer_takes_more_for_its_first_words() -> None:
     assert tokenizer_bytes(1000) == 340_000
     assert tokenizer_bytes(350_001) - tokenizer_bytes(350_000) == 230
+    assert tokenizer_bytes(0, pieces=1000) == 1_140_000
 
 
 def test_with_a_gpu_the_dense_model_is_there_and_its_copy_here() -> None:

@@ -258,7 +258,7 @@ def test_the_rows_of_a_step_and_their_gradients_are_counted() -> None:
 
 
 def replicated(config: Config) -> Replicated:
-    return Replicated(VOCABULARY["source"], dense_parameters(config.model, 12))
+    return Replicated(words=VOCABULARY["source"], parameters=dense_parameters(config.model, 12))
 
 
 @pytest.mark.parametrize("sections", [{}, WIDER])
@@ -276,14 +276,17 @@ def test_parameters_of_the_dense_model_are_counted_without_making_it(
     assert dense_parameters(model, width) == sum(p.numel() for p in made.parameters())
 
 
-def test_a_shared_tokenizer_is_held_once() -> None:
+@pytest.mark.parametrize(("kind", "each"), [("word", 340), ("bpe", 1140), ("unigram", 1140)])
+def test_a_shared_tokenizer_is_held_once(kind: str, each: int) -> None:
     def held(shared: bool) -> int:
+        hashed = 11 if kind == "word" else 0
+        tokenizer = {"kind": kind, "shared": shared, "oov_buckets": hashed}
         return host_bytes(
-            configured(tokenizer={"shared": shared, "oov_buckets": 11}), VOCABULARY,
+            configured(tokenizer=tokenizer), VOCABULARY,
             training=True, narrow_products=False, tier=None,
         )  # fmt: skip
 
-    assert held(False) - held(True) == 340 * VOCABULARY["target"]
+    assert held(False) - held(True) == each * VOCABULARY["target"]
 
 
 def test_of_workers_that_come_and_go_each_has_room_for_the_share_of_the_fewest() -> None:

@@ -41,7 +41,7 @@ start_from = partial(PretrainedSection, uri="vectors")
 class File:
     """Segments in any order, as workers' rounds bring them."""
 
-    uri, width, num_stated = "v.txt", 2, None
+    uri, width, num_stated, doubt = "v.txt", 2, None, None
 
     def __init__(self, *segments: tuple[int, list[str]]) -> None:
         self.held = [
@@ -156,7 +156,7 @@ NAMES = ["w0", "w1", "w2", "w3", "w4", "W5"]
 class Held:
     """One segment of `VECTORS` under their names."""
 
-    uri, width, num_stated = "v.txt", 4, None
+    uri, width, num_stated, doubt = "v.txt", 4, None, None
 
     def segments(self, part: int, num_parts: int) -> Any:
         return iter([HeldSegment(self.uri, 0, NAMES, VECTORS)])
@@ -231,6 +231,11 @@ def test_entries_without_a_word_are_passed_over_and_counted(tmp_path: Path) -> N
         assert "2 words are empty or not UTF-8" in found.lines()[0]
         told = f"{uri} holds 4 vectors, which are taken; its header promises {stated}"
         assert any(told in line for line in found.lines()) == (stated != 4)
+    np.save(tmp_path / "v.npy", np.arange(12.0).reshape(3, 4))
+    (tmp_path / "words").write_text("w0\nw1\nw2\nw3\n")
+    file = open_vectors(str(tmp_path / "v.npy"), None, words=str(tmp_path / "words"))
+    *_, found = filled(start_from(), file=file)
+    assert [line for line in found.lines() if "words has one word more than" in line]
     for content, said in (
         (b"1 4\n\xff 1 2 3 4\n", "none of its words is valid UTF-8"),
         (b"9 4\n", "holds no vectors"),

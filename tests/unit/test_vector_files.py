@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from safetensors.torch import save, save_file
 
-from dist_embed.vectors import arrays, stream, text, word2vec_binary
+from dist_embed.vectors import arrays, number_lines, stream, text, word2vec_binary
 from dist_embed.vectors.fasttext_binary import FastTextBinary
 from dist_embed.vectors.file import HeldSegment, VectorFile, VectorFileError
 from dist_embed.vectors.formats import detect_format, open_vectors
@@ -354,24 +355,18 @@ def test_what_is_wrong_with_a_file_is_said(
 def test_a_matrix_and_its_words_must_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = str(tmp_path / "v.npy")
     np.save(uri, vectors_of(3, 4))
-    few = saved(tmp_path, "few.txt", b"a\nb\n")
-    many = saved(tmp_path, "many.txt", b"a\nb\nc\nd\n")
-    empty = saved(tmp_path, "empty.txt", b"a\nb\n\nc\n")
+    right = saved(tmp_path, "words.txt", b"a\nb\nc\n")
     for block in (16, 2**22):  # a group of one row, and of many
         monkeypatch.setattr(arrays, "BLOCK_BYTES", block)
-        file = open_vectors(uri, None, words=empty)
-        assert not isinstance(file, FastTextBinary)
-        with pytest.raises(VectorFileError, match=r"empty\.txt: more words than the 3 rows"):
-            read(file)
-    file = open_vectors(uri, None, words=few)
-    assert not isinstance(file, FastTextBinary)
-    with pytest.raises(VectorFileError, match=r"few\.txt: 2 words for the 3 rows of .*v\.npy"):
-        read(file)
-    file = open_vectors(uri, None, words=many)
-    assert not isinstance(file, FastTextBinary)
-    with pytest.raises(VectorFileError, match="more words than the 3 rows"):
-        read(file)
-    right = saved(tmp_path, "words.txt", b"a\nb\nc\n")
+        for listed, said in (
+            (b"a\n", r"list\.txt: 1 words, but .*v\.npy has more rows; they may differ by one"),
+            (b"a\nb\nc\nd\ne\n", r"list\.txt: more words than the 3 rows of .*v\.npy; they may"),
+            (b"a\nb\nc\n\nd\n", "more words than the 3 rows"),
+        ):
+            file = open_vectors(uri, None, words=saved(tmp_path, "list.txt", listed))
+            assert not isinstance(file, FastTextBinary)
+            with pytest.raises(VectorFileError, match=said):
+                read(file)
     for name, format in (("v.npy", "npy"), ("v.safetensors", "safetensors")):
         matrix = vectors_of(3, 4)
         matrix[2, 1] = np.inf
@@ -389,15 +384,15 @@ def test_a_matrix_and_its_words_must_fit(tmp_path: Path, monkeypatch: pytest.Mon
             read(file)
     np.save(str(tmp_path / "e.npy"), np.zeros((3, 0), np.float32))
     with pytest.raises(VectorFileError, match="expected a matrix"):
-        open_vectors(str(tmp_path / "e.npy"), None, words=few)
+        open_vectors(str(tmp_path / "e.npy"), None, words=right)
     np.save(str(tmp_path / "o.npy"), np.array([["a"]], dtype=object), allow_pickle=True)
     with pytest.raises(VectorFileError, match="holds objects, pickled"):
-        open_vectors(str(tmp_path / "o.npy"), "npy", words=few)
+        open_vectors(str(tmp_path / "o.npy"), "npy", words=right)
     save_file({"x": torch.zeros(3, 4), "y": torch.zeros(3, 4)}, tmp_path / "two.safetensors")
     with pytest.raises(VectorFileError, match="more than one matrix, name one; it holds x, y"):
-        open_vectors(str(tmp_path / "two.safetensors"), None, words=few)
+        open_vectors(str(tmp_path / "two.safetensors"), None, words=right)
     with pytest.raises(VectorFileError, match="no matrix 'z'"):
-        open_vectors(str(tmp_path / "two.safetensors"), None, words=few, tensor="z")
+        open_vectors(str(tmp_path / "two.safetensors"), None, words=right, tensor="z")
     with pytest.raises(VectorFileError, match="no such file"):
         open_vectors(str(tmp_path / "none.txt"), None)
 
@@ -490,7 +485,7 @@ def test_a_mistake_in_a_list_of_words_is_told(
     uri, words = str(tmp_path / "v.npy"), tmp_path / "words"
     packed = gzip.compress(b"a\nb\nc\n")
     for name, content, said in [
-        ("words", b"a\nb\nc\xff\nd", r"words: more words than the 3 rows"),
+        ("words", b"a\nb\nc\xff\nd\ne", r"words: more words than the 3 rows"),
         ("words.gz", packed[:-9], r"cannot read .*words\.gz"),
     ]:
         words = tmp_path / name
@@ -508,6 +503,42 @@ def test_a_mistake_in_a_list_of_words_is_told(
     assert read(as_file(open_vectors(uri, None, words=str(words))))[0] == ["", "", "c"]
     with pytest.raises(VectorFileError, match=r"cannot read .*gone: no such file"):
         read(as_file(open_vectors(uri, None, words=str(tmp_path / "gone"))))
+
+
+@pytest.mark.parametrize("block", [16, 2**22])
+@pytest.mark.parametrize("name", ["v.npy", "columns.npy", "packed.npz", "v.tsv"])
+def test_one_word_more_or_less_than_rows_is_taken_and_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, block: int
+) -> None:
+    monkeypatch.setattr(arrays, "BLOCK_BYTES", block)
+    monkeypatch.setattr(arrays, "_COLUMNS_BLOCK_BYTES", block)
+    monkeypatch.setattr(number_lines, "BLOCK_BYTES", 16 * block)
+    vectors = vectors_of(3, 4)
+    uri = str(tmp_path / name)
+    if name == "v.tsv":
+        np.savetxt(uri, vectors, "%.9g", "\t")
+    elif name == "packed.npz":
+        np.savez_compressed(uri, np.asfortranarray(vectors))
+    else:
+        np.save(uri, np.asfortranarray(vectors) if name == "columns.npy" else vectors)
+    for listed, words, said in (
+        (b"a\nb\nc\n\n", ["a", "b", "c"], None),
+        (b"a\nb\nc\nd\n\n", ["a", "b", "c"], ("more", "word")),
+        (b"a\nb\n\nd\n", ["a", "b", ""], ("more", "word")),
+        (b"a\nb\n", ["a", "b"], ("less", "row")),
+    ):
+        file = as_file(open_vectors(uri, None, words=saved(tmp_path, "list.txt", listed)))
+        for num_parts in (1, 2):
+            parts = [list(file.segments(part, num_parts)) for part in range(num_parts)]
+            segments = sorted((s for part in parts for s in part), key=lambda s: s.origin)
+            assert [word for s in segments for word in s.words] == words
+            found = [s.vectors(range(len(s.words))) for s in segments]
+            np.testing.assert_array_equal(np.concatenate(found), vectors[: len(words)])
+            if said is None:
+                assert file.doubt is None
+            else:
+                told = r"list\.txt has one word {0} than .*{2} has rows \(3\); .* the last {1} was"
+                assert re.search(told.format(*said, name), file.doubt or "")
 
 
 def test_a_list_of_words_belongs_to_a_matrix_alone(tmp_path: Path) -> None:

@@ -535,8 +535,8 @@ def test_the_projectors_files_come_back(
     for listed in (b"word\tn\n\\times\t1\n\\\\\t2\nb\t3\n", b"\\times\n\\\\\nb\n"):
         words = saved(tmp_path, "theirs", listed)
         assert found_in(str(tmp_path / "vectors.tsv"), words=words)[0] == [r"\times", r"\\", "b"]
-    few, many = saved(tmp_path, "few", b"a\nb\n"), saved(tmp_path, "many", b"a\nb\nc\nd\n")
-    for listed, said in ((few, "few: 2 words, but"), (many, "many: more words than the 3 rows")):
+    few, many = saved(tmp_path, "few", b"a\n"), saved(tmp_path, "many", b"a\nb\nc\nd\ne\n")
+    for listed, said in ((few, "few: 1 words, but"), (many, "many: more words than the 3 rows")):
         with pytest.raises(VectorFileError, match=said):
             found_in(str(tmp_path / "vectors.tsv"), words=listed)
     for content, said in (

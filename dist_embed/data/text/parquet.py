@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import IO, Any
+from typing import IO
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from dist_embed.data.text.rows import (
     Column,
@@ -47,10 +49,15 @@ def parquet_pairs(
         rows = max(1, min(_ROWS, _BATCH_BYTES // max(1, reader.row_bytes())))
         number = 0
         for batch in reader.batches(read, rows=rows):
-            for values in zip(*(batch.column(top) for top in tops), strict=True):
+            values = {top: batch.column(top) for top in tops}
+            has_long = max(map(_longest, values.values())) > limit
+            for place in range(len(batch)):
                 number += 1
+                of_row = {top: some[place : place + 1] for top, some in values.items()}
                 try:
-                    row = {top: _value(one, limit) for top, one in zip(tops, values, strict=True)}
+                    if has_long and max(map(_longest, of_row.values())) > limit:
+                        raise ValueError(too_long(limit))
+                    row = {top: one[0].as_py() for top, one in of_row.items()}
                     source, target = (cell(nested(row, one), limit) for one in wanted)
                     yield source, target
                 except ValueError as exc:
@@ -83,17 +90,24 @@ def _found(name: str, schema: pa.Schema, wanted: str) -> tuple[str, str]:
     return top, path
 
 
-def _value(scalar: pa.Scalar, limit: int) -> Any:
-    """As Python has it. Raises ValueError where a text is too long, before it is copied."""
-    if not scalar.is_valid:
-        return None
-    if isinstance(scalar, pa.StructScalar):
-        return {name: _value(one, limit) for name, one in scalar.items()}
-    if isinstance(scalar, pa.DictionaryScalar):
-        return _value(scalar.value, limit)
-    if isinstance(scalar, pa.BinaryScalar) and scalar.as_buffer().size > limit:
-        raise ValueError(too_long(limit))
-    return scalar.as_py()
+def _longest(values: pa.Array) -> int:
+    """Bytes of the longest text in it, found without a copy of one: a scalar is a copy."""
+    kind = values.type
+    if pa.types.is_struct(kind):
+        return max(map(_longest, values.flatten()), default=0)
+    if pa.types.is_map(kind):
+        first, end = values.offsets[0].as_py(), values.offsets[-1].as_py()
+        return max(_longest(some[first:end]) for some in (values.keys, values.items))
+    if pa.types.is_dictionary(kind):
+        used = values.indices.drop_null().to_pylist()
+        return max((_longest(values.dictionary[one : one + 1]) for one in used), default=0)
+    if pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):
+        # Each is 16 bytes, of which the first four are its length; pyarrow 26 cannot ask for it.
+        lengths = np.frombuffer(values.buffers()[1], "<i4")[::4]
+        return int(lengths[values.offset : values.offset + len(values)].max(initial=0))
+    if any(is_text(kind) for is_text in _IS_TEXT):
+        return pc.max(pc.binary_length(values)).as_py() or 0
+    return 0
 
 
 def _names(fields: Iterable[pa.Field]) -> list[str]:
