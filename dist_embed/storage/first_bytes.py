@@ -67,8 +67,9 @@ def no_text(head: bytes) -> str | None:
     Args:
         head: its first bytes: as many as are looked at, or its first line.
     """
+    text = head.removeprefix(b"\xef\xbb\xbf")  # Windows' mark
     for begins, what in _NO_TEXT:
-        if begins.match(head):
+        if begins.match(text):
             return what
     if b"\n" not in head and b"\r" in head.rstrip(b"\r"):
         return "has lines that end with CR alone, and LF is expected: tr '\\r' '\\n'"

@@ -564,6 +564,7 @@ def test_an_error_of_a_reader_is_none_of_the_archive(put: Put) -> None:
         (b"a cat\ryes\r", "has lines that end with CR alone"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n", "git lfs pull"),
         (b" <!DOCTYPE html>\n<html>\n", "is a web page"),
+        (b"\xef\xbb\xbf<!doctype html>\n<html>\n", "is a web page"),
         (b'<refset setid="newstest2014">\n<seg id="1">A cat</seg>\n', "is XML or SGML"),
         (b"<?xml version='1.0' encoding='utf-8'?>\n<dataset id='x'>\n", "is XML or SGML"),
         (gzip.compress(b"a\n"), r"begins like a \.gz file: unpack it, let its name"),
