@@ -48,7 +48,7 @@ class Word2VecBinary:
         assert self.num_stated is not None
         size = 4 * self.width
         group = max(1, BLOCK_BYTES // size)
-        begin_lines = False
+        on_lines = False
         with Forward(self.uri) as data:
             data.until(b"\n", _MAX_WORD_BYTES)
             for first in range(0, self.num_stated, group):
@@ -65,18 +65,13 @@ class Word2VecBinary:
                         raise self._ends_before(first + place)
                     # The tool ends each vector with a line end, which others leave out.
                     word = raw.lstrip(b"\n")
-                    if (begins_line := len(word) < len(raw)) != begin_lines and first + place < 2:
-                        begin_lines = begins_line
-                    if (
-                        begins_line != begin_lines
-                        or b"\n" in word
-                        or (b"\0" in word and not readable(word))
-                    ):
+                    on_lines = on_lines or len(word) < len(raw)
+                    if b"\n" in word or (b"\0" in word and not readable(word)):
                         raise self._out_of_step(first + place)
                     if mine:
                         words.append(readable(word))
                         values[place] = np.frombuffer(vector, dtype="<f4")
-                if not begin_lines and self.num_stated > 1:  # nothing else tells
+                if not on_lines and self.num_stated > 1:  # hardly anything else tells
                     sizes = np.abs(values)
                     wild = ((sizes > _WILD) & (sizes < np.inf)).any(1)
                     if wild.any():
