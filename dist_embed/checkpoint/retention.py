@@ -14,6 +14,7 @@ from datetime import datetime, timezone
 
 from dist_embed.checkpoint.catalogue import loss_of, manifest_names, read_manifest
 from dist_embed.checkpoint.manifest import (
+    MANIFESTS,
     OBJECTS,
     CheckpointDamaged,
     CheckpointError,
@@ -104,6 +105,8 @@ class Pruner:
                 if not dry:
                     _ask(go_on)
                     self._store.remove_folder(f"{OBJECTS}/{attempt}")
+        if not dry:
+            self._store.remove_halves(MANIFESTS, self._before)
         return pruned
 
     def _read(self, names: list[ManifestName]) -> set[ManifestName]:
@@ -132,19 +135,23 @@ class Pruner:
         match = _ATTEMPT.fullmatch(attempt)
         if match is None or int(match[1]) in protected:
             return False
-        before = time.time() - self._settings.leftover_hours * 3600
         try:
             began = datetime.strptime(match[2], "%Y%m%dT%H%M%SZ").replace(tzinfo=timezone.utc)
         except ValueError:  # no date: not a name of ours
             return False
-        if began.timestamp() > before:
+        if began.timestamp() > self._before:
             return False
         entries = self._store.entries(f"{OBJECTS}/{attempt}")
         if not entries and not self._store.is_local:
             # A server with folders behind it (rclone 1.75.2, serve s3) lists one that an upload cut
             # short has left; it holds nothing, and no call removes it.
             return False
-        return all(entry.modified < before for entry in entries)
+        return all(entry.modified < self._before for entry in entries)
+
+    @property
+    def _before(self) -> float:
+        """When what is left over was last written to, at the latest."""
+        return time.time() - self._settings.leftover_hours * 3600
 
 
 def _ask(go_on: Callable[[], bool]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -39,6 +38,7 @@ from dist_embed.parallel.errors import WorkerError
 from dist_embed.parallel.group import Group
 from dist_embed.parallel.peers import peers_end_with_this_worker
 from dist_embed.parallel.stop import stop_requested
+from dist_embed.parallel.threads import WaitedThread
 from dist_embed.storage.objects import ObjectStore
 
 # While workers wait for a save they meet as often, so that none waits in an exchange for as long as
@@ -121,7 +121,7 @@ class Saver:
         )
         attempt = same_text_from_first(new_attempt(state.step), self._group)
         save = Save(state.step, attempt, started, time.monotonic() - started)
-        save.thread = threading.Thread(
+        save.thread = WaitedThread(
             target=self._carry_out, args=(save, description, rows), name="checkpoint", daemon=True
         )
         save.thread.start()  # raises where there is room for no more threads
@@ -228,12 +228,12 @@ class Saver:
             return
         save.hurried.set()
         until = time.monotonic() + self._settings.drain_seconds
-        others: threading.Thread | None = None
+        others: WaitedThread | None = None
         try:
             if not save.overdue:
                 save.thread.join(self._settings.drain_seconds)
                 if save.has_ended and save.error is None and peers_end_with_this_worker():
-                    others = threading.Thread(target=self._wait_for_first, daemon=True)
+                    others = WaitedThread(target=self._wait_for_first, daemon=True)
                     others.start()
                     others.join(max(0.0, until - time.monotonic()))
         finally:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -53,7 +54,11 @@ class Aside(AbstractContextManager["Aside[T]"], Generic[T]):
         self._thread = WaitedThread(target=self._run, name="aside", daemon=True)
 
     def __enter__(self) -> Aside[T]:
-        self._thread.start()
+        try:
+            self._thread.start()
+        except BaseException:  # of a signal: it runs all the same
+            self.__exit__(*sys.exc_info())
+            raise
         return self
 
     def __exit__(

@@ -150,8 +150,8 @@ class Fit:
         """
         around, is_lost = self._around, False
         with around.asking(self._outlook.watch) as watching:
-            self._thread.start()
             try:
+                self._thread.start()
                 while self._thread.is_alive():
                     self._thread.join(POLL_SECONDS)
                     had_failed = self._has_failed()

@@ -246,9 +246,9 @@ def _driver(address: str, name: str, *, is_own: bool) -> Iterator[Node]:
         # Ray's handler of SIGTERM prints a trace, and sets an alarm that aborts 3 s later (2.60,
         # C++, in whichever thread it is connected).
         with handled_here():
-            thread.start()
+            give_up_at = time.monotonic() + INIT_SECONDS
             try:
-                give_up_at = time.monotonic() + INIT_SECONDS
+                thread.start()
                 while thread.is_alive() and time.monotonic() < give_up_at:
                     thread.join(POLL_SECONDS)
             finally:

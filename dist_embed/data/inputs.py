@@ -16,9 +16,11 @@ from dist_embed.data.text.rows import CorpusError
 from dist_embed.errors import StorageError, UserError
 from dist_embed.observe.events import Watch, unwatched
 from dist_embed.storage import uri as storage
+from dist_embed.storage.compressed import OPEN_ERRORS, READ_ERRORS
 
 # Reading so much takes seconds, of which something is said.
 _LARGE_BYTES = 2**30
+_ERRORS = (StorageError, *OPEN_ERRORS, *READ_ERRORS)  # a file may lie in an archive
 # Files that a message names.
 _MOST_NAMED = 3
 
@@ -84,7 +86,7 @@ def record_inputs(
     for part, uri, stamp in looked_at:
         try:
             digest = _digest(uri, watch)
-        except (OSError, StorageError) as exc:
+        except _ERRORS as exc:
             raise CorpusError(f"cannot read {uri}: {exc}") from exc
         inputs[part].append(InputFile(uri, stamp.size_bytes, stamp.modified, digest))
     return inputs
@@ -174,7 +176,7 @@ def _compare(
         if (stamp.size_bytes or 0) >= _LARGE_BYTES:
             say(f"reading {uri} to see whether it has changed")
         digest = _digest(uri, watch)
-    except (OSError, StorageError) as exc:
+    except _ERRORS as exc:
         gone = isinstance(exc, FileNotFoundError)
         found.absent.append(f"{uri} is not there" if gone else f"cannot read {uri}: {exc}")
         return
@@ -210,5 +212,5 @@ def _other_files(part: str, there: list[InputFile], here: list[str | None]) -> s
 def _stamp(uri: str) -> storage.Stamp:
     try:
         return storage.stamp(uri)
-    except (OSError, StorageError) as exc:
+    except _ERRORS as exc:
         raise CorpusError(f"cannot read {uri}: {exc}") from exc

@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Generic, TypeVar
 
+from dist_embed.parallel.threads import WaitedThread
+
 T = TypeVar("T")
 
 # Between looks whether the thread lives, which else says how it ends.
@@ -38,7 +40,7 @@ class ReadAhead(Generic[T]):
         self._end: BaseException | None = None  # what there is after those that are ready
         self._closed = False
         self._changed = threading.Condition()
-        self._thread = threading.Thread(target=self._fill, args=(items,), name=name, daemon=True)
+        self._thread = WaitedThread(target=self._fill, args=(items,), name=name, daemon=True)
         atexit.register(self.close, 30)
         self._thread.start()
 

@@ -37,6 +37,8 @@ _NO_FAULTS_OF_DEVICES = (
     "device-side assert triggered", "illegal memory access", "misaligned address", "invalid ",
     "no kernel image", "out of memory",
 )  # fmt: skip
+# Of concurrent.futures, and from Python 3.12 on of threading, before the main thread has ended.
+_INTERPRETER_ENDS = "interpreter shutdown"
 _TAG = 19_000_001  # of messages that nobody sends
 _TOLD = "_dist_embed_told"  # an attribute of errors that every worker knows of
 
@@ -155,6 +157,8 @@ def is_passing(exc: BaseException) -> bool:
         if isinstance(step, StoreUnavailable | ConnectionError | TimeoutError | Hangs):
             return True
         if is_broken_collective(step):
+            return True
+        if isinstance(step, RuntimeError) and _INTERPRETER_ENDS in str(step):
             return True
         if isinstance(step, OSError) and step.errno in _NETWORK_FAULTS:
             return True

@@ -13,6 +13,7 @@ from dist_embed.parallel.group import Group
 from dist_embed.storage import uri as storage
 
 _WANTED = "run.uri must be a URL, or a folder that all nodes share and where each may write"
+_ONE_PLACE = "run.uri must lead all nodes to one place: have they the same settings of its store?"
 
 
 def check_shared(run_uri: str, group: Group) -> None:
@@ -38,7 +39,8 @@ def check_shared(run_uri: str, group: Group) -> None:
         with all_or_none(group):
             if not storage.exists(storage.join(run_uri, mark)):
                 raise UserError(
-                    f"{worker} does not see what worker 0 has written to {run_uri}: {_WANTED}"
+                    f"{worker} does not see what worker 0 has written to {run_uri}: "
+                    + (_WANTED if storage.is_local(run_uri) else _ONE_PLACE)
                 )
     finally:
         if is_written:

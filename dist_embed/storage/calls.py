@@ -47,10 +47,11 @@ def names_in(fs: fsspec.AbstractFileSystem, path: str) -> list[str]:
         # It has no error of its own for listing a file.
         if "sftp" in protocols(fs) and fs.info(path)["type"] == "file":
             return []
-        found: list[str] = fs.ls(path, detail=False)
+        found = fs.ls(path, detail=False)
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return found
+    # An object lists itself.
+    return [name.rstrip("/") for name in found if name.rstrip("/") != path.rstrip("/")]
 
 
 def files_below(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, dict[str, Any]]:
@@ -107,7 +108,7 @@ def put_whole(fs: fsspec.AbstractFileSystem, path: str, put: Callable[[str], obj
         return
     make_parents(fs, path)
     folder, _, name = path.rpartition("/")
-    beside = f"{folder}/.{name}.{secrets.token_urlsafe(6)}"
+    beside = f"{folder}/.{name}.{secrets.token_urlsafe(6)}"  # see `is_half`
     try:
         put(beside)
         fs.mv(beside, path)
@@ -115,6 +116,11 @@ def put_whole(fs: fsspec.AbstractFileSystem, path: str, put: Callable[[str], obj
         with suppress(Exception):  # the first error is the cause
             fs.rm_file(beside)
         raise
+
+
+def is_half(path: str) -> bool:
+    """Whether it is a name that `put_whole` writes under: who did may have been killed."""
+    return path.rpartition("/")[2].startswith(".")
 
 
 def no_such_place(uri: str, exc: FileNotFoundError) -> StorageError:

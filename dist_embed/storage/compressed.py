@@ -16,26 +16,19 @@ from fsspec.core import get_compression
 from fsspec.spec import AbstractBufferedFile
 
 from dist_embed.storage import uri as storage
+from dist_embed.storage.bombs import Bomb, bounded, check_held, size_of
 from dist_embed.storage.clients import filesystem
 
 ENDINGS = (".gz", ".zst", ".bz2", ".xz", ".zip")
-# What opening raises, and what reading a damaged or truncated file does.
+# What opening raises, and what reading a damaged or truncated file, or a bomb does.
 # RuntimeError: a .zip wants a password. NotImplementedError is one: a compression Python has not.
 OPEN_ERRORS = (
     OSError, ValueError, ImportError, RuntimeError, zipfile.BadZipFile, tarfile.TarError,
 )  # fmt: skip
 READ_ERRORS = (
-    OSError, EOFError, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError,
+    OSError, EOFError, Bomb, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError,
 )  # fmt: skip
 _NAMES_SHOWN = 4
-_BLOCK_BYTES = 2**18
-# Text and numbers shrink to some tenths, and further where they repeat themselves. What holds more
-# than so many times its size, and so many bytes, was made to fill a disk, or to take for ever.
-MOST_TIMES, BOMB_BYTES = 200, 2**26
-
-
-class Bomb(OSError):
-    """A compressed file that holds more than `MOST_TIMES` its own size."""
 
 
 def is_compressed(uri: str) -> bool:
@@ -53,8 +46,9 @@ def open_decompressed(uri: str, ending: str | None = None) -> IO[bytes]:
     if ending == ".zst":
         # pyarrow's reader tells a truncated file and reads several frames; zstandard's cannot.
         packed: Any = storage.open_file(uri)
+        size = size_of(packed)
         raw = pa.PythonFile(packed, "r")
-        return _bounded(pa.CompressedInputStream(raw, "zstd"), _size_of(packed))
+        return bounded(pa.CompressedInputStream(raw, "zstd"), packed, size)
     if ending == ".zip":
         archive = zipfile.ZipFile(storage.open_file(uri))
         names = files_in(archive)
@@ -66,8 +60,8 @@ def open_decompressed(uri: str, ending: str | None = None) -> IO[bytes]:
         return open_member(archive, names[0])
     file: Any = storage.open_file(uri)
     if kind := get_compression(f"x{ending}", "infer"):
-        size = _size_of(file)
-        return _bounded(compr[kind](file, mode="rb"), size)
+        size = size_of(file)
+        return bounded(compr[kind](file, mode="rb"), file, size)
     # Each line that such a file is asked for takes a copy of a whole block, of 50 MB from S3, and a
     # step back (fsspec 2026.9.0, spec.py:readuntil).
     return io.BufferedReader(file) if isinstance(file, AbstractBufferedFile) else file
@@ -98,58 +92,19 @@ def missing(uri: str) -> str:
 
 def open_member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
     """A file of a ``.zip``. Raises one of `READ_ERRORS`."""
+    there = archive.getinfo(name)
+    # zipfile gives no more bytes than it says; of how many they are made it may lie.
+    check_held(there.file_size, min(there.compress_size, size_of(archive.fp) or 0))
     try:
         member: Any = archive.open(name)
     except RuntimeError as exc:
         raise zipfile.BadZipFile(str(exc)) from exc
-    # Lines of limited length are not Python's of a member.
-    return _bounded(member, archive.getinfo(name).compress_size)
-
-
-def _size_of(file: Any) -> int | None:
-    """Bytes of a file that was just opened; None where that cannot be known, as of a pipe."""
-    try:
-        size: int = file.seek(0, io.SEEK_END)
-        file.seek(0)
-    except (OSError, ValueError):
-        return None
-    return size
-
-
-def _bounded(file: Any, packed_bytes: int | None) -> IO[bytes]:
-    if packed_bytes is None:
-        return io.BufferedReader(file)
-    bounded = _Bounded(file, max(BOMB_BYTES, MOST_TIMES * packed_bytes))
-    return io.BufferedReader(bounded, _BLOCK_BYTES)
-
-
-class _Bounded(io.RawIOBase):
-    """What a file holds, until it is more than ``most`` bytes."""
-
-    def __init__(self, file: Any, most: int) -> None:
-        self._file, self._most, self._given = file, most, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = self._file.read(len(buffer))
-        self._given += len(data)
-        if self._given > self._most:
-            raise Bomb(
-                f"it holds more than {MOST_TIMES} times its size: no text or vectors do; unpack it "
-                "if it is meant"
-            )
-        buffer[: len(data)] = data
-        return len(data)
-
-    def close(self) -> None:
-        if not self.closed:
-            self._file.close()
-        super().close()
+    return io.BufferedReader(member)  # whose lines of limited length are not Python's
 
 
 def name_of(uri: str) -> str:
     """The name whose ending tells a file's form: in lower case, in an archive the file's own."""
     name = uri.partition("::")[0] if storage.archive_of(uri) != uri else uri
+    if name.startswith(("http://", "https://")):
+        name = name.partition("?")[0]  # behind it lies what signs a link
     return name.lower()  # .GZ, as some systems write it

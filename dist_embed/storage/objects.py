@@ -27,6 +27,7 @@ from dist_embed.storage.calls import (
     cat_whole,
     exists,
     files_below,
+    is_half,
     is_in_place,
     names_in,
     no_such_place,
@@ -206,9 +207,7 @@ class ObjectStore:
         path = self._path(folder)
 
         def once() -> list[str]:
-            # An object lists itself.
-            below = (entry.rstrip("/") for entry in names_in(self._fs, path))
-            return sorted(entry.rsplit("/", 1)[-1] for entry in below if entry != path)
+            return sorted(entry.rsplit("/", 1)[-1] for entry in names_in(self._fs, path))
 
         return self._retried(f"list {folder}", once)
 
@@ -256,6 +255,22 @@ class ObjectStore:
                 self._fs.rm(path, recursive=True)
 
         self._retried(f"remove {folder}", once)
+
+    def remove_halves(self, folder: str, before: float) -> None:
+        """Remove what writers that were killed have left beside the objects of ``folder``, unless
+        it has changed since ``before``, in seconds since the epoch.
+        """
+        if self.is_local or not is_in_place(self._fs):
+            return
+        path = self._path(folder)
+
+        def once() -> None:
+            for where, info in files_below(self._fs, path).items():
+                if is_half(where) and 0 < modified(info) < before:
+                    with suppress(FileNotFoundError):
+                        self._fs.rm_file(where)
+
+        self._retried(f"tidy {folder}", once)
 
     def _path(self, name: str) -> str:
         if not _NAME.fullmatch(name):

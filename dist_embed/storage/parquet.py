@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dist_embed.storage import uri as storage
+from dist_embed.storage.bombs import check_held, size_of
 
 # Bytes of a column that are read at once: without a number, all of a row group.
 _READ_AT_ONCE = 2**20
@@ -56,6 +57,13 @@ class ParquetReader:
         """How many rows each row group has."""
         found = self._file.metadata
         return [found.row_group(number).num_rows for number in range(found.num_row_groups)]
+
+    def check_held(self, file: IO[bytes]) -> None:
+        """Refuse a ``file`` of somebody else that holds far more than its size. Raises Bomb."""
+        metadata = self._file.metadata
+        groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+        held = sum(max(0, one.total_byte_size) for one in groups)
+        check_held(held, size_of(file) or 0, "write it without compression")
 
     def read(self, columns: Sequence[str] | None = None) -> pa.Table:
         """The named columns, or all. Raises ParquetError."""

@@ -27,6 +27,7 @@ from fsspec.implementations.local import LocalFileSystem
 from dist_embed.arguments import path_as_text
 from dist_embed.errors import NotWritable, StorageError, StoreUnavailable, UserError
 from dist_embed.storage import calls
+from dist_embed.storage.bombs import check_held
 from dist_embed.storage.clients import filesystem
 from dist_embed.storage.local_file import NamedFile, named, regular
 from dist_embed.storage.retry import denies, retried
@@ -234,10 +235,19 @@ def _opened(
     """One try at `open_file`."""
     if isinstance(fs, LocalFileSystem):
         return open(path, "rb", opener=regular)
+    if archive_of(uri) != uri:
+        _check_member(fs, path, uri)
     if not read_ahead:
         with suppress(TypeError):  # not all file systems have a cache that can be chosen
             return _kept_open(fs.open(path, "rb", cache_type="none"), fs, uri)
     return _kept_open(fs.open(path, "rb"), fs, uri)
+
+
+def _check_member(fs: fsspec.AbstractFileSystem, path: str, uri: str) -> None:
+    """Raise `Bomb` where a file in an archive holds too much for what it takes there."""
+    packed, info = stamp(archive_of(uri)).size_bytes, fs.info(path)
+    if packed is not None:
+        check_held(info.get("size") or 0, min(packed, info.get("compress_size", packed)))
 
 
 def _kept_open(handle: Any, fs: fsspec.AbstractFileSystem, uri: str) -> IO[bytes]:
@@ -465,8 +475,7 @@ def names_in(uri: str) -> list[str]:
     """The names of what lies in a folder, sorted; none where there is no such folder."""
 
     def look(fs: fsspec.AbstractFileSystem, path: str) -> list[str]:
-        found = calls.names_in(fs, path)
-        return sorted(name.rstrip("/").rsplit("/", 1)[-1] for name in found)
+        return sorted(name.rsplit("/", 1)[-1] for name in calls.names_in(fs, path))
 
     return _called("list", uri, look)
 

@@ -83,7 +83,9 @@ class ParquetVectors:
 
     def _reader(self, file: Any) -> ParquetReader:
         try:
-            return ParquetReader(file)
+            reader = ParquetReader(file)
+            reader.check_held(file)
+            return reader
         except (ParquetError, *READ_ERRORS) as exc:
             raise VectorFileError(f"cannot read {self.uri}: {exc}") from exc
 

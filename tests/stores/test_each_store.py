@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import gzip
+import os
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import pyarrow as pa
 import pytest
 
 from dist_embed.checkpoint.load import load_newest
+from dist_embed.checkpoint.manifest import MANIFESTS
+from dist_embed.checkpoint.retention import Pruner
 from dist_embed.errors import StorageError, StoreUnavailable
-from dist_embed.storage import calls
+from dist_embed.storage import bombs, calls
 from dist_embed.storage import uri as storage
 from dist_embed.storage.clients import filesystem
+from dist_embed.storage.compressed import open_decompressed
 from dist_embed.storage.objects import ObjectStore
+from tests.checkpoints import keeping
 from tests.integration.conftest import tiny_config
 from tests.stores.conftest import EachStore, each_of
 from tests.stores.kinds import KINDS, WRONG, forget_clients, used
@@ -43,9 +51,10 @@ def test_files_are_written_found_and_removed(each_store: EachStore) -> None:
     storage.write_bytes(deep, b"0123456789")
     storage.write_bytes(deep, b"012345")
     assert storage.read_bytes(deep) == b"012345"
-    assert [storage.read_range(deep, *r) for r in ((2, 4), (4, 99), (6, 8), (7, 9))] == [
-        b"23", b"45", b"", b"",
+    assert [storage.read_range(deep, *r) for r in ((0, 2), (2, 4), (4, 99), (6, 8), (7, 9))] == [
+        b"01", b"23", b"45", b"", b"",
     ]  # fmt: skip
+    assert storage.names_in(deep) == []
     storage.write_bytes(storage.join(root, "pieces", "y.txt"), b"one two")
     with storage.open_file(storage.join(root, "pieces", "y.txt")) as file:
         assert file.read() == b"one two"
@@ -146,6 +155,44 @@ def test_a_truncated_object_is_damage(each_store: EachStore, left: int) -> None:
     assert (loaded.step, loaded.damaged) == (5, {NEWER})
     assert "damaged" in said[0]
     assert_holds(state, 5)
+
+
+@pytest.mark.parametrize("each_store", ["sftp"], indirect=True)
+def test_what_a_killed_writer_leaves_beside_manifests_goes_by_its_age(
+    each_store: EachStore,
+) -> None:
+    store = ObjectStore(each_store.root)
+    save(store, state_of(5), chunk_bytes=2**13)
+    kept = store.names(MANIFESTS)
+    other, path = another_process(storage.join(each_store.root, MANIFESTS))
+    for name in (".old.0", ".new.0", "old"):
+        other.pipe_file(f"{path}/{name}", b"half")
+        if "old" in name:
+            other.ftp.utime(f"{path}/{name}", (0.0, time.time() - 3700.0))
+    Pruner(store, keeping(9, 0, 0, 1.0)).prune()
+    assert store.names(MANIFESTS) == sorted([".new.0", "old", *kept])
+
+
+@pytest.mark.parametrize("each_store", ["s3-rclone", "webdav", "sftp"], indirect=True)
+def test_of_a_packed_file_the_size_is_known(
+    each_store: EachStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else one that holds much at its beginning would be taken for a bomb."""
+    monkeypatch.setattr(bombs, "BOMB_BYTES", 2**17)
+    content = bytes(2**19) + os.urandom(2**16)
+    packers: dict[str, Callable[[bytes], bytes]] = {
+        "x.gz": gzip.compress, "x.zst": lambda text: bytes(pa.compress(text, "zstd", asbytes=True)),
+    }  # fmt: skip
+    for name, pack in packers.items():
+        uri = storage.join(each_store.root, name)
+        storage.write_bytes(uri, pack(content))
+        with storage.open_file(uri) as packed:
+            assert bombs.size_of(packed) == len(pack(content))
+        with open_decompressed(uri) as file:
+            assert file.read() == content
+        storage.write_bytes(uri, pack(bytes(2**24)))
+        with open_decompressed(uri) as file, pytest.raises(bombs.Bomb):
+            file.read()
 
 
 @pytest.mark.parametrize(

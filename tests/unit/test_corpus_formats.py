@@ -10,8 +10,10 @@ import json
 import lzma
 import re
 import resource
+import struct
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,10 +24,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from dist_embed.data.corpus import ParallelText, Skipped, read_pairs
+from dist_embed.data.inputs import record_inputs
 from dist_embed.data.text.lines import lines_of
 from dist_embed.data.text.members import archive_of
 from dist_embed.data.text.rows import CorpusError, Pair
-from dist_embed.storage import compressed
+from dist_embed.storage import bombs
 from dist_embed.vectors.file import VectorFileError
 from dist_embed.vectors.formats import open_vectors
 
@@ -464,6 +467,14 @@ def zipped(**files: str | bytes) -> bytes:
     return packed.getvalue()
 
 
+def as_tar(text: bytes) -> bytes:
+    packed, member = io.BytesIO(), tarfile.TarInfo("folder/x")
+    member.size = len(text)
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        archive.addfile(member, io.BytesIO(text))
+    return packed.getvalue()
+
+
 def test_a_zip_with_a_file_for_each_side_is_read(put: Put) -> None:
     files = {"README": "!", "Europarl.de-en.en": "a\nb\n", "Europarl.de-en.de": "x\ny\n"}
     path = put("de-en.txt.zip", zipped(**files))
@@ -686,25 +697,72 @@ def test_what_has_no_end_is_refused_by_its_limit(put: Put, name: str) -> None:
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 25_000  # KiB
 
 
-@pytest.mark.parametrize("ending", ["gz", "bz2", "xz", "zst", "zip"])
+@pytest.mark.parametrize("ending", ["gz", "bz2", "xz", "zst", "zip", "zip://", "tar://"])
 def test_what_unpacks_to_hundreds_of_times_its_size_is_refused(
     put: Put, ending: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each of its lines is one; all together would fill the disk."""
-    monkeypatch.setattr(compressed, "BOMB_BYTES", 2**17)
-    text = 2**19 * b"a\ta\n"
+    monkeypatch.setattr(bombs, "BOMB_BYTES", 2**17)
+    text = 2**17 * b"a\ta\n"
     packed = {
         "gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress,
         "zst": lambda text: pa.compress(text, "zstd", asbytes=True),
-        "zip": lambda text: zipped(**{"x.tsv": text}),
+        "zip": lambda text: zipped(x=text), "zip://": lambda text: zipped(x=text),
+        "tar://": as_tar,
     }[ending]  # fmt: skip
-    path = put(f"x.tsv.{ending}", packed(text))
+
+    def stored(name: str, text: bytes) -> str:
+        path = put(f"{name}.{ending.replace('tar', 'tgz').removesuffix('://')}", packed(text))
+        return f"{ending}folder/x::{path}" if "://" in ending else path
+
+    path = stored("x.tsv", text)
     read = read_pairs(ParallelText(pairs=(path,), columns=(1, 2)))
     with pytest.raises(CorpusError, match=rf"cannot read {path}.*: it holds more than 200 times"):
         list(read)
-    vectors = put(f"x.vec.{ending}", packed(text.replace(b"\t", b" ").replace(b"a\n", b"1\n")))
+    vectors = stored("x.vec", text.replace(b"\t", b" ").replace(b"a\n", b"1\n"))
     with pytest.raises(VectorFileError, match=r"x\.vec.*: it holds more than 200 times its size"):
         list(open_vectors(vectors, "glove").segments(0, 1))
+    if "://" in ending:  # else digests are taken of what is packed
+        with pytest.raises(CorpusError, match=rf"cannot read {path}: it holds more than 200"):
+            record_inputs({"train": ParallelText(pairs=(path,))}, print)
+
+
+def test_parquet_that_holds_hundreds_of_times_its_size_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, words = str(tmp_path / "x.parquet"), str(tmp_path / "v.parquet")
+    texts = ["a" * 4000] * 200
+    written: Any = {"compression": "zstd", "use_dictionary": False}
+    pq.write_table(pa.table({"source": texts, "target": texts}), path, **written)
+    pq.write_table(pa.table({"word": texts, "vector": [[1.0]] * 200}), words, **written)
+    assert len(pairs(path)) == 200  # small as it is
+    assert next(iter(open_vectors(words, "parquet").segments(0, 1))).words
+    monkeypatch.setattr(bombs, "BOMB_BYTES", 2**17)
+    said = "it holds more than 200 times its size.*; write it without compression if it is meant"
+    assert re.search(said, refused(path))
+    with pytest.raises(VectorFileError, match=rf"cannot read {words}: {said}"):
+        open_vectors(words, "parquet")
+
+
+def test_an_archive_that_lies_about_the_size_of_what_it_packs_is_told(
+    put: Put, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bombs, "BOMB_BYTES", 2**17)
+    content = bytearray(zipped(x=2**19 * b"a\ta\n"))
+    for head, place in ((b"PK\x03\x04", 18), (b"PK\x01\x02", 20)):
+        at = content.rindex(head) + place
+        content[at : at + 4] = struct.pack("<I", 2**30)
+    path = put("x.tsv.zip", bytes(content))
+    for uri in (path, f"zip://folder/x::{path}"):
+        assert "it holds more than 200 times its size" in refused(uri, NUMBERED)
+
+
+def test_what_is_damaged_in_an_archive_is_one_line_for_its_digest(put: Put) -> None:
+    content = bytearray(zipped(**{"x.tsv": b"a\tb\n" * 999}))
+    content[content.index(b"x.tsv") + 20] ^= 0xFF
+    inside = f"zip://folder/x.tsv::{put('x.zip', bytes(content))}"
+    with pytest.raises(CorpusError, match=rf"cannot read {inside}: "):
+        record_inputs({"train": ParallelText(pairs=(inside,))}, print)
 
 
 class Endless(io.RawIOBase):

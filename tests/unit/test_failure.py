@@ -242,6 +242,8 @@ def caused(error: Exception, cause: Exception) -> Exception:
             False,
         ),
         (FileNotFoundError("x"), False),
+        (RuntimeError("cannot schedule new futures after interpreter shutdown"), True),
+        (RuntimeError("x"), False),
         (UserError("x"), False),
     ],
 )

@@ -239,6 +239,48 @@ def test_a_run_that_waits_for_room_is_not_waited_for(
     assert "controller ended" in launch.course  # by a thread, while the terminal is told
 
 
+def broken_off_start(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal ends the process as the thread of that name, or of none, has just begun."""
+    original = threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        original(thread)
+        if thread.name.startswith(name):
+            raise SystemExit(143)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+
+
+def test_what_asks_ray_is_waited_for_where_a_signal_comes_as_it_begins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ray ends a process whose connection ends while a thread asks it."""
+    course: list[str] = []
+
+    def ask(rest: ray_aside.Rest) -> None:
+        try:
+            while True:
+                rest(0.1)
+        finally:
+            course.append("asked")
+
+    def connect(**settings: Any) -> None:
+        time.sleep(0.3)
+        course.append("connected")
+
+    broken_off_start("aside", monkeypatch)
+    node: Any = SimpleNamespace(lives=lambda: True, check=lambda: None)
+    with pytest.raises(SystemExit), ray_aside.Aside(ask, node, print, 60.0):
+        pass
+    assert course == ["asked"]
+    monkeypatch.setattr(ray, "init", connect)
+    monkeypatch.setattr(ray_train, "_disconnect", lambda: course.append("disconnected"))
+    broken_off_start("Thread", monkeypatch)
+    with pytest.raises(SystemExit), ray_train._driver("here", "", is_own=True):
+        pass
+    assert course == ["asked", "connected", "disconnected"]
+
+
 def test_a_head_that_stands_still_leaves_the_command_able_to_hear(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from dist_embed.data.read_ahead import ReadAhead
+from tests.unit.broken_off import broken_off
 
 
 def until(is_so: object, seconds: float = 20.0) -> None:
@@ -96,6 +98,23 @@ def test_closing_wakes_who_waits() -> None:
     assert "has been closed" in str(told[0])
     release.set()
     items.close()
+
+
+def test_a_close_that_is_broken_off_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    release, forgotten = threading.Event(), list[object]()
+    monkeypatch.setattr(atexit, "unregister", forgotten.append)
+
+    def stuck() -> Iterator[int]:
+        yield int(release.wait(60))
+
+    items = ReadAhead(stuck())
+    with broken_off():
+        items.close(60)
+    items.close(0.01)
+    assert forgotten == []  # the interpreter's end waits for it
+    release.set()
+    items.close(60)
+    assert len(forgotten) == 1
 
 
 AT_EXIT = """

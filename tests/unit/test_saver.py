@@ -34,6 +34,7 @@ from dist_embed.parallel import stop
 from dist_embed.parallel.errors import is_passing
 from dist_embed.storage.objects import Buffer, ObjectStore
 from tests.checkpoints import keeping, saving
+from tests.unit.broken_off import broken_off
 from tests.unit.gated_store import ONE, GatedStore, saver_of, state_of
 
 
@@ -594,6 +595,21 @@ def test_a_wait_has_a_limit(store: GatedStore) -> None:
     store.gate.set()
     saver.wait(30)
     check_saved(store, 1)
+
+
+def test_a_save_goes_on_where_the_wait_for_it_is_broken_off(store: GatedStore) -> None:
+    """As by Ctrl-C in a notebook: what is saved next must not take its buffers."""
+    saver = saver_of(store)
+    store.gate.clear()
+    saver.save(state_of(1))
+    with broken_off():
+        saver.wait()
+    assert not saver.has_ended
+    threading.Timer(0.1, store.gate.set).start()
+    saver.save(state_of(2))
+    saver.wait()
+    for step in (1, 2):
+        check_saved(store, step)
 
 
 def test_a_synchronous_save_has_a_limit_too_and_that_is_all_its_time(

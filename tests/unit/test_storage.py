@@ -37,8 +37,9 @@ from dist_embed.data.word_table import write_words
 from dist_embed.errors import NotWritable, StorageError, UserError
 from dist_embed.observe.quiet import open_log
 from dist_embed.passwords import masked, password_in
-from dist_embed.storage import clients, retry
+from dist_embed.storage import bombs, clients, retry
 from dist_embed.storage import uri as storage
+from dist_embed.storage.bombs import Bomb
 from dist_embed.storage.clients import filesystem
 from dist_embed.storage.compressed import (
     OPEN_ERRORS,
@@ -749,6 +750,44 @@ def test_lines_of_a_far_file_do_not_cost_a_block_each(
     monkeypatch.setattr(storage, "filesystem", lambda uri, **_: (FarStore(), uri))
     with open_decompressed(f"far{ending}") as file:
         assert list(file) == lines
+
+
+def test_a_signed_link_is_known_by_the_ending_of_its_path() -> None:
+    assert is_compressed("https://h/x.tsv.GZ?X-Amz-Signature=a.b")
+    assert not is_compressed("https://h/x.tsv?of=x.gz")
+    assert is_compressed("zip://x.gz::https://h/x.zip?sig=a")
+    assert is_compressed("s3://b/what?.gz")
+
+
+class Unsized(io.BytesIO):
+    """As of HTTP without a length: it cannot tell where it ends."""
+
+    def seek(self, place: int, whence: int = 0) -> int:
+        raise ValueError("Cannot seek streaming HTTP file")
+
+
+class Speechless(io.BytesIO):
+    """As paramiko's."""
+
+    def seek(self, place: int, whence: int = 0) -> int:
+        super().seek(place, whence)
+        return None  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("kind", [Unsized, Speechless])
+@pytest.mark.parametrize("name", [name for name in PACKED if not name.endswith(".zip")])
+def test_of_a_file_of_unknown_size_no_more_is_unpacked(
+    monkeypatch: pytest.MonkeyPatch, kind: type[io.BytesIO], name: str
+) -> None:
+    monkeypatch.setattr(bombs, "BOMB_BYTES", 2**14)
+    assert bombs.size_of(kind(b"123")) == (None if kind is Unsized else 3)
+    content = os.urandom(2**15)
+    monkeypatch.setattr(storage, "open_file", lambda uri, **_: kind(PACKED[name](content)))
+    with open_decompressed(name) as file:
+        assert file.read() == content
+    content = bytes(2**20)
+    with open_decompressed(name) as file, pytest.raises(Bomb, match=r"more than 200 times its"):
+        file.read()
 
 
 def test_a_key_that_is_not_there_is_no_missing_file(monkeypatch: pytest.MonkeyPatch) -> None:

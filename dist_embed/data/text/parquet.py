@@ -39,11 +39,12 @@ def parquet_pairs(
     """Pairs of an open file that messages call ``name``.
 
     ``columns`` are names, in a struct or a map of languages ``translation.en``; of strings or of
-    bytes in UTF-8. A missing value is empty text. Raises CorpusError.
+    bytes in UTF-8. A missing value is empty text. Raises CorpusError, Bomb.
     """
     wanted = names_alone(name, columns)
     try:
         reader = ParquetReader(file)
+        reader.check_held(file)
         found = [_found(name, reader.schema, one) for one in wanted]
         tops, read = dict.fromkeys(top for top, _ in found), [path for _, path in found]
         rows = max(1, min(_ROWS, _BATCH_BYTES // max(1, reader.row_bytes())))
