@@ -18,8 +18,8 @@ from dist_embed.observe.events import Event, shown_by, watched_by
 from dist_embed.observe.quiet import quiet_environment
 from dist_embed.parallel.collector import collector_off
 from dist_embed.parallel.torchrun import is_first_process, under_torchrun
-from dist_embed.storage import uri as storage
 from dist_embed.storage.retry import retrying_for
+from dist_embed.storage.trials import check_writable
 from dist_embed.training.results import TrainingStopped, TrainResult
 from dist_embed.training.tasks import Train
 
@@ -104,7 +104,7 @@ def _trained(
 
     word_tables, task, first = False, Train(profile=profile), is_first_process()
     if first:
-        storage.check_writable(config.run.uri, "run.uri")
+        check_writable(config.run.uri, "run.uri")
     with only_training(config.run.uri) if first else nullcontext():
         if first:  # the others wait for it when they join the group
             if not list_steps(config.run.uri):  # else rows come from the checkpoint

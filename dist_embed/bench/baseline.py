@@ -18,7 +18,6 @@ from dist_embed.bench.tasks import Baseline
 from dist_embed.bench.workers import Prepare, as_it_is, meet, steps_of_data
 from dist_embed.config.schema import Config
 from dist_embed.data.loader import StepBatches
-from dist_embed.data.prepare import read_counts, read_predicted
 from dist_embed.data.token_shards import PreparedData
 from dist_embed.parallel.device import device_name
 from dist_embed.parallel.errors import WorkerError
@@ -26,10 +25,9 @@ from dist_embed.parallel.group import Group
 from dist_embed.run.data import data_of_all
 from dist_embed.training.assemble import (
     build_dense_optimizer,
-    build_output,
     build_translation_model,
 )
-from dist_embed.training.train import build_train_step
+from dist_embed.training.train import build_train_step, output_of_data
 from dist_embed.training.worker import Context
 
 
@@ -98,12 +96,7 @@ def _our_step(
     config = config.model_copy(update={"train": train})
     translation_model = build_translation_model(config, data.vocabulary_size, group)
     optimizer = build_dense_optimizer(config, translation_model.transformer)
-    output = build_output(
-        config,
-        translation_model,
-        partial(read_counts, data, "target"),
-        partial(read_predicted, data),
-    )
+    output = output_of_data(config, translation_model, data)
     step = build_train_step(config, translation_model, output, optimizer)
     return step.run, step.prepare
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,7 +11,6 @@ from torch import Tensor
 from dist_embed.data.zipf import zipf
 
 Draw = Literal["distinct", "zipf", "power-law"]
-DRAWS: tuple[Draw, ...] = get_args(Draw)
 
 # Of FBGEMM's public case: 10 tables of 1.68 million rows and 1,048,570 lookups, of which 350,280
 # are distinct.

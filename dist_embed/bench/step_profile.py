@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 from torch.profiler import profile, record_function
@@ -15,14 +14,13 @@ from dist_embed.bench.tasks import ProfileSteps
 from dist_embed.bench.trace import WINDOW, read_trace
 from dist_embed.bench.workers import meet, steps_of_data
 from dist_embed.data.loader import StepBatches
-from dist_embed.data.prepare import read_counts, read_predicted
 from dist_embed.observe.phases import Phases
 from dist_embed.parallel.device import device_name
 from dist_embed.run.data import data_of_all
-from dist_embed.training.assemble import build_dense_optimizer, build_output
+from dist_embed.training.assemble import build_dense_optimizer
 from dist_embed.training.step import TrainStep
 from dist_embed.training.step_traces import activities_on
-from dist_embed.training.train import build_train_step
+from dist_embed.training.train import build_train_step, output_of_data
 from dist_embed.training.worker import Context
 
 # While the profiler is on, but before the window: it begins to record with some work of its own.
@@ -98,12 +96,7 @@ def built_steps(
     data = data_of_all(config, group, data_folder)
     translation_model = build_filled_translator(config, data.vocabulary_size, group)
     optimizer = build_dense_optimizer(config, translation_model.transformer)
-    output = build_output(
-        config,
-        translation_model,
-        partial(read_counts, data, "target"),
-        partial(read_predicted, data),
-    )
+    output = output_of_data(config, translation_model, data)
     step = build_train_step(config, translation_model, output, optimizer)
     works = steps_of_data(config, data, group, accumulate=config.train.accumulate)
     given = zip(range(1, count + 1), works, strict=False)

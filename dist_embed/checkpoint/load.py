@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,7 @@ from dist_embed.checkpoint.read import CheckpointReader, describe_tensor
 from dist_embed.checkpoint.state import HostBuffers, TrainingState, own_rows, owners
 from dist_embed.parallel.collectives import copy_from_worker, gather_texts, same_text_from_first
 from dist_embed.parallel.errors import all_or_none
+from dist_embed.parallel.group import Group
 from dist_embed.storage.objects import ObjectStore
 
 
@@ -152,41 +154,27 @@ def load_checkpoint(
     """
     group = state.group
     staged: list[Rows] = []
-    damage = ""
     manifest: Manifest | None = None
     text = ""
-    with all_or_none(group):
+    with _damage_shared(group):
         if group.is_first:
-            try:
-                manifest = read_manifest(store, name)
-                text = manifest_bytes(manifest).decode()
-            except CheckpointDamaged as exc:
-                damage = str(exc)
-    _raise_damage(gather_texts(damage, group))
+            manifest = read_manifest(store, name)
+            text = manifest_bytes(manifest).decode()
     # One read for all, and surely the same for all.
     text = same_text_from_first(text, group)
-    with all_or_none(group):
+    with _damage_shared(group):
         manifest = manifest or parse_manifest(text.encode(), f"{store.uri}/{name.path}")
         _check_fits(manifest, state, store, partial)
         reader = CheckpointReader(store, manifest)
         live = own_rows(state)
-        try:
-            if in_place:
-                reader.prove(live)
-            else:
-                staged = (buffers or HostBuffers()).unfilled(live)
-                reader.fill(staged)
-        except CheckpointDamaged as exc:
-            damage = str(exc)
-    _raise_damage(gather_texts(damage, group))
-    assert manifest is not None
+        if in_place:
+            reader.prove(live)
+        else:
+            staged = (buffers or HostBuffers()).unfilled(live)
+            reader.fill(staged)
     if in_place:
-        with all_or_none(group):
-            try:
-                _fill_in_place(reader, live)
-            except CheckpointDamaged as exc:
-                damage = str(exc)
-        _raise_damage(gather_texts(damage, group))
+        with _damage_shared(group):
+            _fill_in_place(reader, live)
     for rows in staged:
         state.tensors[rows.tensor].data.copy_(rows.data)
     for key, rank in owners(state).items():
@@ -211,11 +199,20 @@ def _fill_in_place(reader: CheckpointReader, live: list[Rows]) -> None:
             rows.data.copy_(staged[0].data)
 
 
-def _raise_damage(texts: list[str]) -> None:
-    """Raise the first worker's finding, on every worker."""
-    for text in texts:
-        if text:
-            raise CheckpointDamaged(text)
+@contextmanager
+def _damage_shared(group: Group) -> Iterator[None]:
+    """`all_or_none`, where damage that any worker finds is raised as such on every one. Collective
+    at the end of the block.
+    """
+    damage = ""
+    with all_or_none(group):
+        try:
+            yield
+        except CheckpointDamaged as exc:
+            damage = str(exc)
+    for found in gather_texts(damage, group):
+        if found:
+            raise CheckpointDamaged(found)
 
 
 def _check_scalars(saved: dict[str, Any], state: TrainingState, where: str) -> None:

@@ -30,6 +30,18 @@ def add_output_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", dest="output", action=OldOption, help=argparse.SUPPRESS)
 
 
+def add_table_options(parser: argparse.ArgumentParser, *, least: int, more: str = "") -> None:
+    """Add ``--words``, from ``least`` on, of which the help says ``more`` too, and ``--widths``."""
+    parser.add_argument(
+        "--words", type=at_least(least), nargs="*", default=[100_000, 10_000_000], metavar="V",
+        help=f"sizes of source, target and output table; default 10⁵ and 10⁷{more}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--widths", type=at_least(1), nargs="+", default=[64, 128], metavar="D",
+        help="default 64 and 128",
+    )  # fmt: skip
+
+
 def add_device_options(parser: argparse.ArgumentParser, help: str) -> None:
     """Add ``--device`` and ``--workers``, which `device_and_workers` reads."""
     parser.add_argument("--device", choices=["auto", "cuda", "cpu"], default="auto", help=help)

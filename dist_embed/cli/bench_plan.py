@@ -41,7 +41,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _calibrate(arguments: argparse.Namespace) -> None:
-    from dist_embed.storage.uri import check_new_file
+    from dist_embed.storage.trials import check_new_file
 
     check_new_file(arguments.output, "--output")  # a machine file is a regular one
     with temporary_folder("dist_embed-bench-") as folder:
@@ -56,7 +56,7 @@ def _check(arguments: argparse.Namespace) -> None:
         verdict,
     )
     from dist_embed.cli.table import print_table
-    from dist_embed.storage.uri import check_new_file
+    from dist_embed.storage.trials import check_new_file
 
     if arguments.machine_file:
         check_new_file(arguments.machine_file, "--machine-file")

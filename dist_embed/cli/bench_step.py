@@ -54,7 +54,7 @@ def add_kinds(kinds: Any) -> None:
 def _step(arguments: argparse.Namespace) -> None:
     from dist_embed.bench.tasks import ProfileSteps
     from dist_embed.cli.table import print_table
-    from dist_embed.storage.uri import check_new_folder
+    from dist_embed.storage.trials import check_new_folder
 
     check_new_folder(arguments.profile, "--profile")
     folder = Path(arguments.profile).absolute()

@@ -8,6 +8,7 @@ from typing import Any
 from dist_embed.cli.bench_options import (
     add_device_options,
     add_output_option,
+    add_table_options,
     at_least,
     device_and_workers,
     write_figures,
@@ -126,14 +127,7 @@ def _add_vocabulary(kinds: Any) -> None:
     parser = kinds.add_parser(
         "vocabulary", help="a whole training step by the size of the vocabulary, beside PyTorch's"
     )
-    parser.add_argument(
-        "--words", type=at_least(2), nargs="*", default=[100_000, 10_000_000], metavar="V",
-        help="sizes of source, target and output table; default 10⁵ and 10⁷; none: see --against",
-    )  # fmt: skip
-    parser.add_argument(
-        "--widths", type=at_least(1), nargs="+", default=[64, 128], metavar="D",
-        help="default 64 and 128",
-    )  # fmt: skip
+    add_table_options(parser, least=2, more="; none: see --against")
     parser.add_argument(
         "--against", type=int, default=1_000_000, metavar="V",
         help="size at which nn.Embedding does the same; 0: nowhere; default 10⁶",

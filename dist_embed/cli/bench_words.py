@@ -6,7 +6,12 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
-from dist_embed.cli.bench_options import add_output_option, at_least, write_figures
+from dist_embed.cli.bench_options import (
+    add_output_option,
+    add_table_options,
+    at_least,
+    write_figures,
+)
 from dist_embed.errors import UserError
 
 
@@ -15,14 +20,7 @@ def add_kinds(kinds: Any) -> None:
     parser = kinds.add_parser(
         "words", help="memory of a worker of whole runs by the size of the vocabulary"
     )
-    parser.add_argument(
-        "--words", type=at_least(10_000), nargs="*", default=[100_000, 10_000_000], metavar="V",
-        help="sizes of source, target and output table; default 10⁵ and 10⁷",
-    )  # fmt: skip
-    parser.add_argument(
-        "--widths", type=at_least(1), nargs="+", default=[64, 128], metavar="D",
-        help="default 64 and 128",
-    )  # fmt: skip
+    add_table_options(parser, least=10_000)
     parser.add_argument(
         "--tokens", type=at_least(32), default=2048, help="per worker; default 2048"
     )

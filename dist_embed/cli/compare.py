@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import shlex
-import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from dist_embed.cli.bench_options import write_figures
 from dist_embed.cli.trained_run import add_worker_options, check_output, run_config
 from dist_embed.config.schema import Config
 from dist_embed.errors import UserError
@@ -32,7 +31,6 @@ def add_commands(commands: Any) -> None:
 def _compare(arguments: argparse.Namespace) -> None:
     import torch
 
-    from dist_embed.bench.report import write_json
     from dist_embed.data.prepared_folder import prepared_folder
     from dist_embed.data.text_form import FORMS, in_form
     from dist_embed.data.tokenizer_files import load_tokenizers
@@ -53,12 +51,7 @@ def _compare(arguments: argparse.Namespace) -> None:
 
     data = {run: prepared_folder(config.data.uri) for run, config in configs.items()}
     references = _common_references(configs, data, arguments.split)
-    pieces = {run: target.pieces for run, target in targets.items()}
-    if len(set(pieces.values())) > 1:
-        raise UserError(
-            "runs whose translations are put together in different ways cannot be compared: "
-            + "; ".join(f"tokenizer.pieces={found} in {run}" for run, found in pieces.items())
-        )
+    _check_pieces({run: target.pieces for run, target in targets.items()})
     references = in_common_form(next(iter(targets.values())).uncut(references))
     # The same counts for all runs: those of the run that knows most of its training text.
     unknown = {run: unknown_share(data[run]) for run in configs}
@@ -86,13 +79,7 @@ def _compare(arguments: argparse.Namespace) -> None:
         f"Words are counted in the training text of {counted}; what its vocabulary lacks "
         f"({unknown[counted]:.2%} of its tokens) counts as seen 0 times."
     )
-    signatures = {run: found["bleu_signature"] for run, found in runs.items()}
-    if len(set(signatures.values())) == 1:
-        print(f"BLEU is {next(iter(signatures.values()))}")
-    else:
-        print("BLEU and chrF were computed in different ways and cannot be compared:")
-        for run, signature in signatures.items():
-            print(f"BLEU of {run} is {signature}")
+    _print_signatures({run: found["bleu_signature"] for run, found in runs.items()})
     if arguments.output:
         figures = {
             "counted_in": counted,
@@ -105,7 +92,7 @@ def _compare(arguments: argparse.Namespace) -> None:
             },
         }
         device = device_name(torch.device(resolve_device("auto")))
-        write_json(arguments.output, shlex.join(["dist-embed", *sys.argv[1:]]), device, figures)
+        write_figures(arguments, figures, device=device)
 
 
 def _evaluated(run: str, config: Config, folder: str, arguments: argparse.Namespace) -> Evaluation:
@@ -134,6 +121,15 @@ def _common_references(configs: dict[str, Config], data: dict[str, str], split: 
     return texts[first][1]
 
 
+def _check_pieces(pieces: dict[str, str]) -> None:
+    """Of each run how words are put together from tokens, which must be one way."""
+    if len(set(pieces.values())) > 1:
+        raise UserError(
+            "runs whose translations are put together in different ways cannot be compared: "
+            + "; ".join(f"tokenizer.pieces={found} in {run}" for run, found in pieces.items())
+        )
+
+
 def _print_table(runs: dict[str, dict[str, Any]], recalls: dict[str, list[Recall]]) -> None:
     from dist_embed.cli.table import print_table
 
@@ -159,3 +155,13 @@ def _span(one: Recall) -> str:
     if one.most is None:
         return f"> {one.least - 1:,}"
     return f"{one.least:,}" if one.least == one.most else f"{one.least:,}–{one.most:,}"
+
+
+def _print_signatures(signatures: dict[str, str]) -> None:
+    """How BLEU was computed."""
+    if len(set(signatures.values())) == 1:
+        print(f"BLEU is {next(iter(signatures.values()))}")
+        return
+    print("BLEU and chrF were computed in different ways and cannot be compared:")
+    for run, signature in signatures.items():
+        print(f"BLEU of {run} is {signature}")

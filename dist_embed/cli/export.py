@@ -76,10 +76,10 @@ def _translator(arguments: argparse.Namespace) -> None:
 
 def _embeddings(arguments: argparse.Namespace) -> None:
     from dist_embed.export.embeddings import export_embeddings
-    from dist_embed.storage import uri as storage
+    from dist_embed.storage.trials import check_new_file
 
     part = part_of(arguments)
-    storage.check_new_file(part.name(arguments.output), "--output")
+    check_new_file(part.name(arguments.output), "--output")
     table = open_table(arguments)
     written = export_embeddings(table, arguments.output, arguments.format, part)
     trained = int(table.trained.sum())
@@ -96,10 +96,11 @@ def _projector(arguments: argparse.Namespace) -> None:
     from dist_embed.export.embeddings import word_counts
     from dist_embed.export.projector import projector_files
     from dist_embed.storage import uri as storage
+    from dist_embed.storage.trials import check_new_folder
 
     if not storage.is_local(arguments.output):
         raise UserError(f"{arguments.output}: the files are written to a folder of this machine")
-    storage.check_new_folder(arguments.output, "--output")
+    check_new_folder(arguments.output, "--output")
     folder = storage.local_path(arguments.output)
     table = open_table(arguments)
     ids, words = chosen_words(table, arguments)
@@ -118,6 +119,7 @@ def _checkpoint(arguments: argparse.Namespace) -> None:
     from dist_embed.checkpoint.read import describe_tensor
     from dist_embed.run.folder import read_run_config
     from dist_embed.storage import uri as storage
+    from dist_embed.storage.trials import check_new_file
 
     read_run_config(arguments.run)  # a clear message where there is no run
     part = part_of(arguments)
@@ -127,7 +129,7 @@ def _checkpoint(arguments: argparse.Namespace) -> None:
         raise UserError(f"{arguments.output!r} is not allowed: safetensors go to a local path")
     file = part.name(arguments.output)
     output = storage.local_path(file)
-    storage.check_new_file(file, "--output")
+    check_new_file(file, "--output")
 
     def export(store: ObjectStore, name: ManifestName) -> tuple[int, dict[str, TensorInfo]]:
         manifest = read_manifest(store, name)

@@ -42,12 +42,13 @@ def _plan(arguments: argparse.Namespace) -> None:
         verdict_lines,
     )
     from dist_embed.storage import uri as storage
+    from dist_embed.storage.trials import check_new_file
 
     config = load_config(arguments.config, arguments.overrides)
     workers = _numbers(arguments.workers) or [config.cluster.max_workers]
     machine = load_machine(arguments.machine or usual_machine(config))
     if arguments.output:
-        storage.check_new_file(arguments.output, "--output")
+        check_new_file(arguments.output, "--output")
     plans = [plan(config, number, machine) for number in workers]
     print_table(*overview(plans))
     last = plans[-1]

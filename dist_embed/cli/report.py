@@ -40,15 +40,16 @@ def add_commands(commands: Any) -> None:
 def _report(arguments: argparse.Namespace) -> None:
     from dist_embed.report.report import report
     from dist_embed.storage import uri as storage
+    from dist_embed.storage.trials import check_new_file, check_new_folder
 
     if Path(arguments.output).suffix != ".html":
         raise UserError(f"--output: {arguments.output!r} is not allowed: a .html file")
-    storage.check_new_file(arguments.output, "--output")
+    check_new_file(arguments.output, "--output")
     folder = Path(arguments.charts) if arguments.charts else None
     if folder and not folder.is_dir():
         raise UserError(f"--charts: {arguments.charts!r} is not allowed: no such folder")
     if folder:
-        storage.check_new_folder(arguments.charts, "--charts")
+        check_new_folder(arguments.charts, "--charts")
     require("matplotlib")
     command = shlex.join(["dist-embed", *sys.argv[1:]])
     text = report(

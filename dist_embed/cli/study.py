@@ -39,6 +39,7 @@ def add_commands(commands: Any) -> None:
 
 def _study(arguments: argparse.Namespace) -> None:
     from dist_embed.storage import uri as storage
+    from dist_embed.storage.trials import check_new_file
     from dist_embed.study.plan import load_study, number_of_runs
     from dist_embed.study.schema import TrainingStudy
 
@@ -54,7 +55,7 @@ def _study(arguments: argparse.Namespace) -> None:
     if arguments.output and (page.suffix != ".md" or not page.parent.is_dir()):
         raise UserError(f"--output: {arguments.output!r} is not allowed: a .md file in a folder")
     if arguments.output:
-        storage.check_new_file(arguments.output, "--output")
+        check_new_file(arguments.output, "--output")
     require("matplotlib", "scipy")  # before hours of training
     outcomes = _run(study)
     page.parent.mkdir(parents=True, exist_ok=True)

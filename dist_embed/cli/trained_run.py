@@ -7,7 +7,8 @@ import os
 
 from dist_embed.config.schema import Config
 from dist_embed.errors import NotWritable, UserError
-from dist_embed.storage.uri import check_new_file, is_local
+from dist_embed.storage.trials import check_new_file
+from dist_embed.storage.uri import is_local
 
 
 def add_worker_options(parser: argparse.ArgumentParser) -> None:

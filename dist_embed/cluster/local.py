@@ -117,7 +117,7 @@ def _watch(
             mailbox.answer(answer)
         # Look at the processes before the mailbox: what they sent before they ended is then in it.
         alive = any(process.is_alive() for process in processes)
-        ended = [i for i, p in enumerate(processes) if p.exitcode not in (None, 0)]
+        ended = {i: p.exitcode for i, p in enumerate(processes) if p.exitcode not in (None, 0)}
         if not alive:
             mailbox.wait_for_the_rest()
         event = mailbox.get(0.1)
@@ -137,26 +137,48 @@ def _watch(
         limits = [limit for limit in (give_up_at, leave_until) if limit is not None]
         if not alive or (limits and time.monotonic() > max(limits)):
             break
+    _raise_what_failed(
+        failures, ended, log_folder, has_result=result is not None, stopping=stop_until is not None
+    )
+    return result
+
+
+def _raise_what_failed(
+    failures: list[Event],
+    ended: dict[int, int],
+    log_folder: str,
+    *,
+    has_result: bool,
+    stopping: bool,
+) -> None:
+    """Raise what the workers' end is for the command, unless it is the task's.
+
+    Args:
+        failures: what workers have told.
+        ended: exit codes, by rank, of those that have not ended well.
+        log_folder: named in messages.
+        has_result: whether worker 0 has given its result.
+        stopping: whether the workers have been asked to stop.
+    """
     # A worker that said why it failed counts before one that was ended from outside, and both
     # before one whose collective a peer broke.
     if any(failure["is_cause"] for failure in failures):
         raise_failure(failures, log_folder)
-    if stop_until and result is not None:
-        return result  # a worker that SIGTERM has ended since had done its part
+    if stopping and has_result:
+        return  # a worker that SIGTERM has ended since had done its part
     said = {failure["teller"] for failure in failures}
-    silent = [i for i in ended if i not in said]
-    if stop_until and silent and all(processes[i].exitcode == -signal.SIGTERM for i in silent):
+    silent = {rank: code for rank, code in ended.items() if rank not in said}
+    if stopping and silent and all(code == -signal.SIGTERM for code in silent.values()):
         raise RunStopped("stopped as asked, before the workers had begun")
     if silent:
-        code = processes[silent[0]].exitcode
+        rank, code = next(iter(silent.items()))
         raise RunFailed(
-            f"worker {silent[0]} was ended from outside (exit code {code}"
+            f"worker {rank} was ended from outside (exit code {code}"
             + ("; signal 9: killed, often for lack of memory" if code == -9 else "")
             + f"); worker logs: {log_folder}"
         )
     if failures:
         raise_failure(failures, log_folder)
-    return result
 
 
 def _end(processes: Sequence[BaseProcess]) -> None:

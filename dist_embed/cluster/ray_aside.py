@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from types import TracebackType
 from typing import Generic, TypeVar
 
 from ray.exceptions import RayError
@@ -61,12 +60,7 @@ class Aside(AbstractContextManager["Aside[T]"], Generic[T]):
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._given_up.set()
         if self._node.lives() and not self.is_silent:
             # A thread that asks Ray for anything while the connection ends, ends this process with

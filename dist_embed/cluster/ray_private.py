@@ -13,6 +13,8 @@ from ray._private import ray_constants
 from ray._private.authentication.authentication_token_setup import AUTH_MODE_ENV_VAR
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
+from dist_embed.observe.quiet import environment_kept
+
 # Makes Ray take loopback for a machine's own address. It is there for systems whose firewall asks
 # about every port; anywhere else Ray replaces 127.0.0.1 by the address that others reach, and most
 # of its processes then listen on all addresses (2.60, services.py:get_node_ip_address).
@@ -44,17 +46,12 @@ def private_ray() -> Iterator[None]:
 @contextmanager
 def ray_settings(values: dict[str, str]) -> Iterator[None]:
     """Variables of the environment as Ray has them in this process and what starts in the block."""
-    before = {name: os.environ.get(name) for name in values}
     try:
-        os.environ.update(values)
-        _read_anew()
-        yield
+        with environment_kept(values):
+            os.environ.update(values)
+            _read_anew()
+            yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
         _read_anew()
 
 

@@ -70,8 +70,8 @@ def ray_tasks(
             this process has ended.
     """
     # Imports PyTorch, which tasks, in whose processes this module is imported too, do not need.
+    from dist_embed.cluster.ray_connection import connected
     from dist_embed.cluster.ray_room import kind_of_slots
-    from dist_embed.cluster.ray_train import connected
 
     scratch_uri = storage.join(folder_uri, "scratch")
     with connected(address, 1) as node:

@@ -5,22 +5,17 @@ On the launching side, before there are workers. Nothing here is collective.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from typing import Any
 
 from dist_embed.config.schema import Config
-from dist_embed.data.block_index import has_blocks
-from dist_embed.data.corpus import ParallelText
 from dist_embed.data.executor import Executor, ExecutorAt
 from dist_embed.data.finished_shards import without_overtaken
-from dist_embed.data.inputs import Comparison, compare_inputs
-from dist_embed.data.languages.inflected import InflectedLanguage
-from dist_embed.data.languages.synthetic import SyntheticLanguage
-from dist_embed.data.lexicon import ensure_lexicon, fitting_lexicon
+from dist_embed.data.fitting import NORMALIZE, data_settings, fitting
+from dist_embed.data.lexicon import fitting_lexicon
+from dist_embed.data.lexicon_learning import ensure_lexicon
 from dist_embed.data.prepare import prepare_data
 from dist_embed.data.prepared_folder import (
     left_behind,
@@ -30,28 +25,19 @@ from dist_embed.data.prepared_folder import (
     remove_others,
 )
 from dist_embed.data.processes import ThisMachine
-from dist_embed.data.settings import (
-    CorpusSection,
-    DataSection,
-    InflectedSection,
-    SyntheticSection,
-    TokenizerSection,
-    WordsSection,
-)
+from dist_embed.data.settings import WordsSection
+from dist_embed.data.sources import generated_corpora, given_corpora
 from dist_embed.data.text_form import Lowercase, TextForm
 from dist_embed.data.token_shards import INDEX_NAME, SIDES, PreparedData
 from dist_embed.data.tokenizer_files import load_tokenizers
 from dist_embed.data.words_folder import write_words_folder
 from dist_embed.errors import UserError
 from dist_embed.observe.events import Watch, unwatched
-from dist_embed.section import CORPUS_FILES, NOT_PREPARED, keys_marked, known_keys
 from dist_embed.storage import uri as storage
+from dist_embed.storage.trials import check_writable
 from dist_embed.storage.turns import LONGEST_WAIT_SECONDS, NoTurn, StillOurs, taking_turns
 
 Say = Callable[[str], None]
-
-# What tells whether text has a form; data prepared before there were any have none.
-_NORMALIZE = "tokenizer.normalize"
 
 
 def ensure_data(
@@ -79,7 +65,7 @@ def ensure_data(
         UserError: the folder holds data prepared with other settings, or from files that have
             changed since.
     """
-    settings = _data_settings(config)
+    settings = data_settings(config)
     data_uri = config.data.uri
     said: set[str] = set()
 
@@ -108,7 +94,7 @@ def find_data(config: Config, say: Say) -> PreparedData | None:
     """The prepared data of ``config``, as `ensure_data` would use them; None: they are to be
     prepared. Raises UserError where that would.
     """
-    return _sound(config, _data_settings(config), say, unwatched, renew=False)
+    return _sound(config, data_settings(config), say, unwatched, renew=False)
 
 
 @contextmanager
@@ -119,7 +105,7 @@ def _preparing_alone(data_uri: str, say: Say) -> Iterator[StillOurs]:
         UserError: nothing can be written there, or another process did not end within
             `LONGEST_WAIT_SECONDS`.
     """
-    storage.check_writable(data_uri, "data.uri")
+    check_writable(data_uri, "data.uri")
 
     def waiting() -> None:
         say(
@@ -168,7 +154,7 @@ def _sound(
             f"{config.data.uri} names {folder}, where no prepared data are; prepare it again: "
             "dist-embed prepare CONFIG --force"
         ) from None
-    return _check(config, there, settings, say, watch, renew=renew)
+    return fitting(config, there, given_corpora(config), settings, say, watch, renew=renew)
 
 
 def _prepare_anew(
@@ -207,63 +193,6 @@ def _prepare_anew(
     return data
 
 
-def _check(
-    config: Config,
-    data: PreparedData,
-    settings: dict[str, Any],
-    say: Say,
-    watch: Watch,
-    *,
-    renew: bool,
-) -> PreparedData | None:
-    """``data``, if they are those of the configuration; None: they are to be prepared anew."""
-    corpora = _given_corpora(config)
-    _check_settings(config, data, settings)
-    found = Comparison()
-    if data.inputs is not None:
-        found = compare_inputs(data.inputs, corpora, say, watch)
-    if told := data.not_proven(config.data.uri):
-        say(told)
-    elif config.cluster.max_workers > 1 and not has_blocks(data, "train"):
-        say(
-            f"{config.data.uri} was prepared before parts of its shards could be read: every "
-            "worker reads all of them. Prepared again, each reads its own part"
-        )
-    if found.changed:
-        changed = "the corpora have changed since:\n  " + "\n  ".join(found.changed)
-        # Of other names they may be meant for another folder.
-        named = _same_names(data.settings, settings)
-        if not (renew and named):
-            raise UserError(
-                f"{config.data.uri} holds prepared data, and {changed}\nA run that was trained on "
-                "these data goes on with them alone, where the files are as they were or are moved "
-                "away. For a new run give data.uri another folder, or prepare anew, which removes "
-                f"these data: dist-embed prepare CONFIG{'' if named else ' --force'}"
-            )
-        say(f"preparing anew: {changed}")
-        return None
-    if corpora and data.inputs is None:
-        say(
-            f"{config.data.uri} does not say what it was prepared from: whether the corpora have "
-            "changed since is not known; prepared into another data.uri they would say (runs that "
-            "were trained on these data keep to them)"
-        )
-    if found.absent:
-        say(
-            f"whether the corpora have changed since {config.data.uri} was prepared from them is "
-            f"not known: {'; '.join(found.absent)}"
-        )
-    if found.copied:
-        said = (
-            f"{len(found.copied):,} files of the corpora have another name or time than when they "
-            "were prepared, and the same content"
-        )
-        say(said if renew else f"{said}; `dist-embed prepare CONFIG` writes it down")
-        if renew:
-            data = replace(data, inputs=found.now)
-    return data
-
-
 def _write_down(data_uri: str, data: PreparedData, say: Say) -> None:
     """What the data's files are called by now, if it is something else."""
     try:
@@ -277,46 +206,6 @@ def _write_down(data_uri: str, data: PreparedData, say: Say) -> None:
         say(f"it could not be written down: {exc}")
 
 
-def _same_names(there: dict[str, Any], here: dict[str, Any]) -> bool:
-    names = keys_marked(Config, CORPUS_FILES)
-    return all(there.get(key) == here.get(key) for key in names)
-
-
-def _check_settings(config: Config, data: PreparedData, settings: dict[str, Any]) -> None:
-    """Raises UserError where settings differ.
-
-    Where it is recorded what the data were prepared from, names of corpora may: what is in them
-    decides, and whether there is one of that kind.
-    """
-
-    def same(key: str) -> bool:
-        if key == _NORMALIZE and key not in settings:
-            return True  # as the data have it
-        if data.inputs is not None and key in names:
-            return (there.get(key) is None) == (settings.get(key) is None)
-        return bool(there.get(key) == settings.get(key))
-
-    names = keys_marked(Config, CORPUS_FILES)
-    # What a record lacks came later: prepared then as its default prepares now, or as is marked.
-    sections = {"data": DataSection(), "tokenizer": TokenizerSection()}
-    there = _data_settings(config.model_copy(update=sections)) | {_NORMALIZE: "none"}
-    marked = {key: one.later for key, one in known_keys(Config).items() if one.later}
-    marked = {key: later for key, later in marked.items() if key in {*there, *settings}}
-    there |= {key: later.before for key, later in marked.items()} | data.settings
-    different = [
-        f"{key}: {there.get(key)!r} there, {settings.get(key)!r} here"
-        for key in sorted({*there, *settings})
-        if not same(key)
-    ]
-    if different:
-        raise UserError(
-            f"{config.data.uri} holds data prepared with other settings:\n  "
-            + "\n  ".join(different)
-            + "\nGive data.uri another folder, or prepare it again: "
-            "dist-embed prepare CONFIG --force"
-        )
-
-
 def _prepare(
     config: Config,
     folder: str,
@@ -328,7 +217,9 @@ def _prepare(
     if config.data.words:
         return _generate_words(config, config.data.words, folder, settings, say)
     generated = config.data.synthetic or config.data.inflected
-    corpora = _generate(generated, folder, say, watch) if generated else _given_corpora(config)
+    corpora = given_corpora(config)
+    if generated:
+        corpora = generated_corpora(generated, folder, say, watch)
     if config.data.max_sentences:
         corpora["train"] = replace(corpora["train"], limit=config.data.max_sentences)
     form = _text_form(config, say)
@@ -338,13 +229,18 @@ def _prepare(
         config.data,
         config.tokenizer,
         form,
-        settings=settings | {_NORMALIZE: form.form},
+        settings=settings | {NORMALIZE: form.form},
         say=say,
         executor=executor,
         watch=watch,
         earlier=without_overtaken(left_behind(config.data.uri, folder)),
         generated=generated is not None,
     )
+    _say_what_was_prepared(config, data, say)
+    return data
+
+
+def _say_what_was_prepared(config: Config, data: PreparedData, say: Say) -> None:
     for name, split in data.splits.items():
         tokens = sum(shard.target_tokens for shard in split.shards)
         left_out = [
@@ -365,7 +261,6 @@ def _prepare(
             f"{name}: {split.sentences:,} pairs, {tokens:,} target tokens"
             + (f" ({', '.join(left_out)})" if left_out else "")
         )
-    return data
 
 
 def _text_form(config: Config, say: Say) -> TextForm:
@@ -387,57 +282,6 @@ def _text_form(config: Config, say: Say) -> TextForm:
     return TextForm("nfc" if form == "auto" else form, lowercase)
 
 
-def data_digest(config: Config) -> str:
-    """What tells prepared data from others: equal for configurations that can share them."""
-    settings = _data_settings(config)
-    known = known_keys(Config)
-    settings = {key: value for key, value in settings.items() if not known[key].as_before(value)}
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _data_settings(config: Config) -> dict[str, Any]:
-    data = config.data.model_dump()
-    settings = {
-        f"data.{name}.{key}": value
-        for name in ("train", "validation", "test", "synthetic", "inflected", "words")
-        for key, value in (data.pop(name) or {}).items()
-    }
-    settings |= {f"data.{key}": value for key, value in data.items()}
-    settings |= {f"tokenizer.{key}": v for key, v in config.tokenizer.model_dump().items()}
-    for key in settings.keys() & keys_marked(Config, NOT_PREPARED):
-        del settings[key]
-    if settings[_NORMALIZE] == "auto":  # fits whatever is there, and is no setting of its own
-        del settings[_NORMALIZE]
-    return settings
-
-
-def _given_corpora(config: Config) -> dict[str, ParallelText]:
-    """The corpora that are files of the user's."""
-    found = {
-        "train": config.data.train,
-        "validation": config.data.validation,
-        "test": config.data.test,
-    }
-    return {name: parallel_text(c) for name, c in found.items() if c is not None}
-
-
-def parallel_text(corpus: CorpusSection) -> ParallelText:
-    """What is to be read for a section."""
-
-    def files(value: str | list[str] | None) -> tuple[str, ...]:
-        return () if value is None else (value,) if isinstance(value, str) else tuple(value)
-
-    return ParallelText(
-        files(corpus.source),
-        files(corpus.target),
-        files(corpus.pairs),
-        (corpus.source_column, corpus.target_column),
-        corpus.quoting,
-        corpus.wrong_rows == "skip",
-        corpus.max_line_bytes,
-    )
-
-
 def _generate_words(
     config: Config, wanted: WordsSection, folder: str, settings: dict[str, Any], say: Say
 ) -> PreparedData:
@@ -447,32 +291,5 @@ def _generate_words(
     return write_words_folder(
         folder, dict.fromkeys(SIDES, words), shared=config.tokenizer.shared,
         sentences=wanted.sentences, length=wanted.length, seed=wanted.seed,
-        settings=settings | {_NORMALIZE: form},
+        settings=settings | {NORMALIZE: form},
     )  # fmt: skip
-
-
-def _generate(
-    wanted: SyntheticSection | InflectedSection, folder: str, say: Say, watch: Watch
-) -> dict[str, ParallelText]:
-    """Write the generated corpora as text files, where a user can look at them."""
-    say(f"generating {wanted.sentences:,} synthetic sentence pairs")
-    stems = (wanted.nouns, wanted.verbs, wanted.adjectives)
-    language: SyntheticLanguage | InflectedLanguage = (
-        InflectedLanguage(*stems, exponent=wanted.exponent, seed=wanted.seed)
-        if isinstance(wanted, InflectedSection)
-        else SyntheticLanguage(*stems, wanted.seed)
-    )
-    sizes = {"train": wanted.sentences, "validation": wanted.held_out, "test": wanted.held_out}
-    corpora = {}
-    for name, count in sizes.items():
-        uris = [storage.join(folder, "text", f"{name}.{side}.txt") for side in SIDES]
-        with (
-            storage.whole_file(uris[0], follow=False) as left,
-            storage.whole_file(uris[1], follow=False) as right,
-        ):
-            pairs = language.pairs(count, name, wanted.seed)
-            for source, target in watch(f"generating {name}", pairs):
-                left.write(f"{source}\n".encode())
-                right.write(f"{target}\n".encode())
-        corpora[name] = ParallelText((uris[0],), (uris[1],))
-    return corpora

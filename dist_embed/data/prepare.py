@@ -121,18 +121,7 @@ def _encoded(
                     "that was ended: they were taken over"
                 )
             files |= write_blocks(data_uri, splits[name], blocks)
-    if splits["train"].sentences == 0:
-        train_split = splits["train"]
-        raise UserError(
-            f"no training pair is left: {train_split.dropped_empty} had an empty side, "
-            f"{train_split.dropped_long} were longer than data.max_tokens={data.max_tokens}"
-            + (
-                f", {train_split.dropped_ratio} had sides less alike in length than "
-                f"data.max_length_ratio={data.max_length_ratio}"
-                if data.max_length_ratio is not None
-                else ""
-            )
-        )
+    _require_pairs(splits["train"], data)
     check_unchanged(inputs)
     files |= tokenizer_files
     for side, learned in tokenizers.items():
@@ -152,6 +141,20 @@ def _encoded(
     )
     storage.write_text(storage.join(data_uri, INDEX_NAME), prepared.to_json())
     return prepared
+
+
+def _require_pairs(train: Split, data: DataSection) -> None:
+    if train.sentences:
+        return
+    unlike = (
+        f", {train.dropped_ratio} had sides less alike in length than "
+        f"data.max_length_ratio={data.max_length_ratio}"
+    )
+    raise UserError(
+        f"no training pair is left: {train.dropped_empty} had an empty side, "
+        f"{train.dropped_long} were longer than data.max_tokens={data.max_tokens}"
+        + (unlike if data.max_length_ratio is not None else "")
+    )
 
 
 def read_counts(data: PreparedData, side: str) -> NDArray[np.int64]:

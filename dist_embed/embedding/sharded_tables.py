@@ -7,7 +7,6 @@ back is in `dist_embed.embedding.step_rows`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -15,14 +14,14 @@ from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
     SplitTableBatchedEmbeddingBagsCodegen,
 )
 from torch import Tensor
-from torchrec.distributed.batched_embedding_kernel import BatchedFusedEmbedding
+from torchrec.distributed.embedding import ShardedEmbeddingCollection
 from torchrec.modules.embedding_configs import EmbeddingConfig
 
-from dist_embed.arguments import of_kind, one_of, real_number, true_or_false, whole_number
+from dist_embed.arguments import of_kind, real_number, true_or_false, whole_number
 from dist_embed.embedding.bags import in_bags
-from dist_embed.embedding.cpu_rows import CpuRows
 from dist_embed.embedding.initial_values import fill_initial_rows
-from dist_embed.embedding.own_rows import OwnRowsKernel
+from dist_embed.embedding.kernels import Kernels
+from dist_embed.embedding.options import Options, require_equal
 from dist_embed.embedding.plan import Shard, TableSpec, bags_of_a_table, shard_of
 from dist_embed.embedding.row_order import RowOrder
 from dist_embed.embedding.settings import Exchange, Memory, Weights
@@ -30,10 +29,6 @@ from dist_embed.embedding.step_ids import pieces_of
 from dist_embed.embedding.step_rows import RowRequest, StepRows, TableRows, WantedRows
 from dist_embed.embedding.table import Table, named_tables
 from dist_embed.embedding.tables import (
-    EXCHANGES,
-    KERNELS,
-    OPTIMIZERS,
-    WEIGHT_TYPES,
     build_sharded_tables,
     by_width,
     key_of,
@@ -41,7 +36,6 @@ from dist_embed.embedding.tables import (
 from dist_embed.embedding.tiers import find_tier
 from dist_embed.errors import UserError
 from dist_embed.observe.phases import note_rows, phase, waiting
-from dist_embed.parallel.collectives import gather_texts
 from dist_embed.parallel.errors import all_or_none
 from dist_embed.parallel.group import Group
 
@@ -107,26 +101,14 @@ class ShardedTables:
     ) -> None:
         of_kind("group", group, Group, "what `joined_group` gives in its block")
         group.require_joined()
+        options = Options(
+            optimizer, learning_rate, eps, seed, memory, weights, exchange, step_bytes
+        )
         with all_or_none(group):
             named = named_tables(tables)
-            one_of("optimizer", optimizer, OPTIMIZERS)
-            one_of("memory", memory, ("auto", *KERNELS))
-            one_of("weights", weights, WEIGHT_TYPES)
-            one_of("exchange", exchange, EXCHANGES)
-            learning_rate = real_number("learning_rate", learning_rate)
-            eps = real_number("eps", eps)
-            seed = whole_number("seed", seed, 0)
-            step_bytes = whole_number("step_bytes", step_bytes, 0)
+            options = options.checked()
             true_or_false("configured", configured)
-        settings = {
-            "optimizer": optimizer, "learning_rate": learning_rate, "eps": eps, "seed": seed,
-            "memory": memory, "weights": weights, "exchange": exchange, "step_bytes": step_bytes,
-        }  # fmt: skip
-        _check_equal(
-            [f"table {name!r}: {table}" for name, table in named.items()]
-            + [f"{key}: {value!r}" for key, value in settings.items()],
-            group,
-        )
+        require_equal(named, options, group)
         self.group = group
         self._own_rates = {
             name: table.learning_rate
@@ -144,71 +126,49 @@ class ShardedTables:
         }
         self.orders: dict[str, RowOrder] = {name: spec.order for name, spec in self.specs.items()}
         specs = list(self.specs.values())
-        trained_whole = frozenset(name for name, table in named.items() if table.trained_whole)
-        self.tier, cached = find_tier(
-            memory, specs, optimizer, weights, step_bytes, group, trained_whole,
-            configured=configured,
-        )  # fmt: skip
-        # One for each distinct width, and which tables it has. TorchRec draws rows of its own, as
-        # many as a shard has: the caller's draws would depend on the number of workers.
-        devices = [group.device] if group.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            self._modules = build_sharded_tables(
-                specs,
-                group,
-                optimizer=optimizer,
-                learning_rates=dict.fromkeys(named, learning_rate) | self._own_rates,
-                eps=eps,
-                tier=self.tier,
-                weights=weights,
-                exchange=exchange,
-                cache_share=cached,
-                trained_whole=trained_whole,
-                configured=configured,
-            )
         self._tables_of = [[spec.name for spec in of_width] for of_width in by_width(specs)]
-        tables_of_kernels = self._tables_of_kernels()
-        self._kernels = [kernel for kernel, _ in tables_of_kernels]
-        self._own: dict[str, OwnRowsKernel] = {}
-        for kernel, names in tables_of_kernels:
-            if trained_whole.intersection(names):
-                (name,) = names
-                self._own[name] = OwnRowsKernel(
-                    kernel, self.shards[name].num_rows, self.specs[name].width
-                )
-                kernel.forward = self._own[name]
-            elif group.device.type == "cpu":
-                kernel.forward = CpuRows(kernel, self.specs[names[0]].width)
-        # They count steps for themselves, for Adam's bias correction.
-        self._counting = self._kernels if optimizer == "adam" else []
         self._num_bags = bags_of_a_table(group.device.type, group.num_workers)
         self._cache_is_newer = False
         self._frozen: frozenset[str] = frozenset()
         self._fetched = 0  # how often rows were fetched for training
-        # Of live views, so it need not be asked for again.
-        state = {k: v for module in self._modules for k, v in module.state_dict().items()}
-        self._weights: dict[str, Tensor] = {}
+        trained_whole = frozenset(name for name, table in named.items() if table.trained_whole)
+        self.tier, cached = find_tier(
+            options.memory, specs, optimizer, options.weights, options.step_bytes, group,
+            trained_whole, configured=configured,
+        )  # fmt: skip
+        self._modules = self._built(options, cached, trained_whole, configured=configured)
+        self._kernels = Kernels(
+            self._modules, self.specs, self.shards, group, optimizer=optimizer,
+            trained_whole=trained_whole,
+        )  # fmt: skip
         for name, shard in self.shards.items():
-            rows, width = state[f"embeddings.{name}.weight"], self.specs[name].width
-            physical = rows.local_shards()[0].tensor
-            physical[shard.num_rows :].zero_()
-            physical[:, width:].zero_()
-            self._weights[name] = physical[:, :width]
             fill_initial_rows(
-                self.weight(name), seed=seed, table=name, first_row=shard.first_row,
+                self.weight(name), seed=options.seed, table=name, first_row=shard.first_row,
                 scale=self.initial_scale[name],
             )  # fmt: skip
         self.after_writing()
 
-    def _tables_of_kernels(self) -> list[tuple[SplitTableBatchedEmbeddingBagsCodegen, list[str]]]:
-        """FBGEMM's kernels with the names of the tables that each holds."""
-        return [
-            (module.emb_module, [table.name for table in module.config.embedding_tables])
-            for sharded in self._modules
-            for lookup in sharded._lookups  # a plain list: modules() does not descend into it
-            for module in lookup.modules()
-            if isinstance(module, BatchedFusedEmbedding)
-        ]
+    def _built(
+        self, options: Options, cached: float, trained_whole: frozenset[str], *, configured: bool
+    ) -> list[ShardedEmbeddingCollection]:
+        """TorchRec's modules, one for each distinct width of tables. Collective."""
+        devices = [self.group.device] if self.group.device.type == "cuda" else []
+        # TorchRec draws rows of its own, as many as a shard has: the caller's draws would depend on
+        # the number of workers.
+        with torch.random.fork_rng(devices):
+            return build_sharded_tables(
+                list(self.specs.values()),
+                self.group,
+                optimizer=options.optimizer,
+                learning_rates=dict.fromkeys(self.specs, options.learning_rate) | self._own_rates,
+                eps=options.eps,
+                tier=self.tier,
+                weights=options.weights,
+                exchange=options.exchange,
+                cache_share=cached,
+                trained_whole=trained_whole,
+                configured=configured,
+            )
 
     def __repr__(self) -> str:
         sizes = ", ".join(
@@ -313,7 +273,7 @@ class ShardedTables:
             self._fetched += 1
             own = {
                 table: kernel.begin_step(trained=table not in self._frozen)
-                for table, kernel in self._own.items()
+                for table, kernel in self._kernels.own.items()
             }
         on_their_way, taken_here = [], []
         for module, context, asked in zip(self._modules, request.contexts, arrived, strict=True):
@@ -347,13 +307,12 @@ class ShardedTables:
         """
         self._check_tables([table])
         self.before_reading()
-        return self._weights[table][: self.shards[table].num_rows]
+        return self._kernels.rows[table]
 
     def before_reading(self) -> None:
         """Bring the tables up to date: a cache on the GPU may hold newer rows. Not collective."""
         if self._cache_is_newer:
-            for kernel in self._kernels:
-                kernel.flush()
+            self._kernels.flush()
             self._cache_is_newer = False
 
     def after_writing(self) -> None:
@@ -361,8 +320,7 @@ class ShardedTables:
 
         Not between a `fetch` and the `StepRows.backward` of its rows. Not collective.
         """
-        for kernel in self._kernels:
-            kernel.reset_cache_states()
+        self._kernels.drop_caches()
         self._cache_is_newer = False
 
     def _before_update(self, rows: StepRows, number: int, proven: bool) -> None:
@@ -385,19 +343,7 @@ class ShardedTables:
         Each is [R] (row-wise) or [R, D], by the optimizer's name for it. Not collective.
         """
         self._check_tables([table])
-        saved: dict[str, Any] = {}
-        for module in self._modules:
-            saved |= module.fused_optimizer.state_dict()["state"]
-        state = saved.get(f"embeddings.{table}.weight", {})  # SGD has none
-        shard = self.shards[table]
-        views: dict[str, Tensor] = {}
-        for name, value in state.items():
-            local = value.local_shards()[0].tensor
-            if local.dim() and local.shape[0] == shard.physical_rows:
-                rows = local[: shard.num_rows]
-                of_rows = rows if rows.dim() == 1 else rows[:, : self.specs[table].width]
-                views[name.removeprefix(f"{table}.")] = of_rows
-        return views
+        return self._kernels.optimizer_state(table)
 
     def set_learning_rate(
         self, learning_rate: float, own_rates: dict[str, float] | None = None
@@ -426,18 +372,7 @@ class ShardedTables:
             name: real_number(f"learning_rate of table {name!r}", rate)
             for name, rate in (own_rates or {}).items()
         }
-        chosen = dict.fromkeys(self.specs, learning_rate) | self._own_rates | given
-        for module in self._modules:
-            for _, kernel in module.fused_optimizer.optimizers:
-                names = [name.split(".")[1] for name in kernel.params]
-                rates = {chosen[name] for name in names}
-                if len(rates) > 1:
-                    raise UserError(
-                        f"own_rates: tables {names} share a kernel, but not their rates: {rates}"
-                    )
-                for param_group in kernel.param_groups:
-                    param_group["lr"] = next(iter(rates))
-            module.fused_optimizer.zero_grad()  # the rates reach the kernels only here
+        self._kernels.set_rates(dict.fromkeys(self.specs, learning_rate) | self._own_rates | given)
 
     def freeze(self, tables: Iterable[str]) -> None:
         """Leave ``tables``, their names, and no others, as they are from the next `fetch` on.
@@ -465,12 +400,7 @@ class ShardedTables:
         A fused Adam takes its bias correction from it. By itself FBGEMM counts every forward pass,
         validations too, and a checkpoint does not hold the count. Not collective.
         """
-        step = whole_number("step", step, 1)
-        for own in self._own.values():
-            own.step = step
-        for kernel in self._counting:
-            kernel.iter_cpu.fill_(step - 1)  # the forward adds 1
-            kernel.iter.fill_(step - 1)
+        self._kernels.set_step(whole_number("step", step, 1))
 
     def ids_of_own_rows(self, table: str) -> Tensor:
         """The ids whose rows of ``table`` this worker holds, in the order of its rows: [R]."""
@@ -487,18 +417,4 @@ class ShardedTables:
     @property
     def kernels(self) -> list[SplitTableBatchedEmbeddingBagsCodegen]:
         """FBGEMM's, which hold the tables: for measurements beside them."""
-        return self._kernels
-
-
-def _check_equal(lines: list[str], group: Group) -> None:
-    """Raise UserError on all workers where one has other lines than worker 0. Collective."""
-    if group.num_workers == 1:
-        return
-    of_worker = [text.splitlines() for text in gather_texts("\n".join(lines), group)]
-    for rank, others in enumerate(of_worker):
-        for here, there in zip_longest(of_worker[0], others, fillvalue="nothing more"):
-            if here != there:
-                raise UserError(
-                    f"all workers give the same tables, in one order, and settings; worker 0 has "
-                    f"{here}, worker {rank} {there}"
-                )
+        return self._kernels.each

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,7 +15,6 @@ from dist_embed.installed import require
 from dist_embed.observe.plot import GREY, INK, plot_into
 
 Method = Literal["pca", "tsne"]
-METHODS: tuple[Method, ...] = get_args(Method)
 LEAST_WORDS = 4
 _PERPLEXITY = 30.0  # scikit-learn's default; it must stay below the number of words
 _LABEL_POINTS = 6
@@ -30,7 +29,7 @@ def flat_map(vectors: Tensor, method: Method, seed: int) -> NDArray[np.float64]:
 
     Args:
         vectors: [n, D], n at least `LEAST_WORDS`.
-        method: of `METHODS`.
+        method: ``pca`` or ``tsne``, see above.
         seed: equal seeds give equal maps with one version of the library.
     """
     unit = functional.normalize(vectors.double())

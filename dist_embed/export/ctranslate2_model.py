@@ -29,9 +29,9 @@ from dist_embed.installed import require
 from dist_embed.model.transformer import positions
 from dist_embed.parallel.machine import available_bytes
 from dist_embed.run.folder import read_run_config
-from dist_embed.storage import uri as storage
 from dist_embed.storage.local_file import named
 from dist_embed.storage.temporary import temporary_folder
+from dist_embed.storage.trials import check_new_file
 
 if TYPE_CHECKING:
     from ctranslate2.specs import TransformerSpec
@@ -69,7 +69,7 @@ def export_ctranslate2(
     """
     if os.path.exists(output):
         raise UserError(f"output: {str(output)!r} is not allowed: it is there already")
-    storage.check_new_file(str(output), "output")
+    check_new_file(str(output), "output")
     require("ctranslate2")
     config = read_run_config(run_uri)
     first = RunTable(run_uri, "source", step)  # chooses for all: the run may be saving meanwhile

@@ -16,6 +16,7 @@ from dist_embed.errors import UserError
 from dist_embed.explore.table import RunTable
 from dist_embed.storage import uri as storage
 from dist_embed.storage.temporary import temporary_folder
+from dist_embed.storage.trials import check_new_file
 from dist_embed.vectors.write import (
     Block,
     WrittenFormat,
@@ -56,7 +57,7 @@ def export_embeddings(
     if format != "safetensors":
         check_uncompressed(output)
     output = part.name(output)
-    storage.check_new_file(output, "output")
+    check_new_file(output, "output")
     ids = np.flatnonzero(table.trained)
     num_words, own = len(ids), part.rows(len(ids))
     ids = ids[own.start : own.stop]

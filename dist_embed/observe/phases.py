@@ -10,7 +10,6 @@ from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -211,15 +210,10 @@ class _Span(AbstractContextManager[None]):
             self._annotation.__enter__()
         self._begin = self._sums.clock.mark()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: Any) -> None:
         self._sums.add(self._name, self._begin)
         if self._annotation is not None:
-            self._annotation.__exit__(kind, exc, trace)
+            self._annotation.__exit__(*raised)
 
 
 class _PhaseSpan(_Span):
@@ -234,11 +228,6 @@ class _PhaseSpan(_Span):
         self._phases.open = self._name
         super().__enter__()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        super().__exit__(kind, exc, trace)
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
         self._phases.open = ""

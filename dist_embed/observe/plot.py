@@ -18,6 +18,7 @@ from dist_embed.errors import UserError
 from dist_embed.installed import require
 from dist_embed.observe.fonts import families_for
 from dist_embed.storage import uri as storage
+from dist_embed.storage.trials import check_new_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,7 +61,7 @@ def check_plot_path(path: str, endings: tuple[str, ...] = ENDINGS) -> None:
     """
     if Path(path).suffix not in endings:
         raise UserError(f"{path}: a plot is written to a file that ends in {' or '.join(endings)}")
-    storage.check_new_file(path, "plot")
+    check_new_file(path, "plot")
     if Path(path).suffix in ENDINGS:
         require("matplotlib")
 

@@ -9,7 +9,7 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -52,17 +52,24 @@ def quiet_environment() -> Iterator[None]:
     starts in it keeps that. Behind it the environment is as before, also where a library has
     changed it. What a user has set stays as it is, and what is renewed meanwhile, as credentials.
     """
-    before = {name: os.environ.get(name) for name in (*_ENVIRONMENT, *_CHANGED_BY_LIBRARIES)}
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    with environment_kept((*_ENVIRONMENT, *_CHANGED_BY_LIBRARIES)):
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        yield
+
+
+@contextmanager
+def environment_kept(names: Iterable[str]) -> Iterator[None]:
+    """Behind the block these variables of the environment are what they were before it."""
+    before = {name: os.environ.get(name) for name in names}
     try:
         yield
     finally:
-        for name, earlier in before.items():
-            if earlier is None:
+        for name, value in before.items():
+            if value is None:
                 os.environ.pop(name, None)
             else:
-                os.environ[name] = earlier
+                os.environ[name] = value
 
 
 def redirect_output(log_file: Path) -> None:

@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TypeAlias, TypeGuard
 
 from dist_embed.errors import StorageError
@@ -141,17 +140,12 @@ class MetricsLog:
     def __enter__(self) -> MetricsLog:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        exc: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._has_ended.set()
         self._tensorboard.close()
         self._file.close()
         # An error that ends the run is told, not that of the store that it may have come from.
-        with suppress(Exception if exc else OtherWriter):
+        with suppress(Exception if kind else OtherWriter):
             self.flush()
         if self._staging is not None:
             self._staging.close()

@@ -11,6 +11,7 @@ from dist_embed.parallel.collectives import same_text_from_first
 from dist_embed.parallel.errors import all_or_none
 from dist_embed.parallel.group import Group
 from dist_embed.storage import uri as storage
+from dist_embed.storage.trials import check_writable
 
 _WANTED = "run.uri must be a URL, or a folder that all nodes share and where each may write"
 _ONE_PLACE = "run.uri must lead all nodes to one place: have they the same settings of its store?"
@@ -27,7 +28,7 @@ def check_shared(run_uri: str, group: Group) -> None:
     try:
         with all_or_none(group):
             try:
-                storage.check_writable(run_uri, "run.uri")
+                check_writable(run_uri, "run.uri")
                 if group.is_first:
                     storage.write_bytes(storage.join(run_uri, mark), b"")
                     is_written = True

@@ -12,7 +12,6 @@ import os
 import re
 import secrets
 import stat
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,12 +24,12 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from dist_embed.arguments import path_as_text
-from dist_embed.errors import NotWritable, StorageError, StoreUnavailable, UserError
+from dist_embed.errors import StoreUnavailable, UserError
 from dist_embed.storage import calls
 from dist_embed.storage.bombs import check_held
 from dist_embed.storage.clients import filesystem
 from dist_embed.storage.local_file import NamedFile, named, regular
-from dist_embed.storage.retry import denies, retried
+from dist_embed.storage.retry import retried
 from dist_embed.storage.temporary import temporary_folder
 
 T = TypeVar("T")
@@ -345,73 +344,6 @@ def output_file(path: str) -> Iterator[IO[bytes]]:
         return
     with io.BufferedWriter(NamedFile(os.open(path, os.O_WRONLY), path)) as file:
         yield file
-
-
-def check_new_file(uri: str, name: str) -> None:
-    """Refuse a local file that `whole_file` could not write, before the work for it.
-
-    Raises UserError, which calls it ``name``: NotWritable where the place would do. Of a URL
-    nothing is known before.
-    """
-    if not is_local(uri):
-        return
-    path = local_path(uri)
-    with _telling_what_is_wrong(uri, name):
-        if path.is_dir():
-            raise ValueError("that is a folder")
-        if path.exists() and not path.is_file():
-            raise ValueError("not a regular file")
-        if not path.parent.is_dir():
-            raise ValueError(f"the folder {path.parent} does not exist")
-        _try_a_file(Path(os.path.realpath(path)).parent)
-
-
-def check_new_folder(uri: str, name: str) -> None:
-    """The same for files below a local folder, which is there or can be made."""
-    with _telling_what_is_wrong(uri, name):
-        folder = local_path(uri)
-        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        if not there.is_dir():
-            raise ValueError(f"{there} is a file")
-        _try_a_file(there)
-
-
-def _try_a_file(folder: Path) -> None:
-    # Rights alone do not tell: of a read-only disk, or of root's in /proc.
-    with tempfile.TemporaryFile(dir=folder):
-        pass
-
-
-@contextmanager
-def _telling_what_is_wrong(uri: str, name: str) -> Iterator[None]:
-    """What the system, or a ValueError, says of a place is raised as an error of ``name``."""
-    try:
-        yield
-    except ValueError as exc:
-        raise UserError(f"{name}: {uri!r} is not allowed: {exc}") from None
-    except OSError as exc:
-        raise NotWritable(
-            f"{name}: {uri!r} is not allowed: nothing can be written there ({exc.strerror})"
-        ) from exc
-
-
-def check_writable(folder_uri: str, name: str) -> None:
-    """Refuse a folder or URL below which nothing can be written, before the work for it: writes a
-    file there, and removes it.
-
-    Raises UserError, which calls it ``name``.
-    """
-    trial = join(folder_uri, f".trial-{secrets.token_hex(8)}")  # others may try at the same time
-    try:
-        write_bytes(trial, b"")
-    except (OSError, StorageError) as exc:
-        refused = isinstance(exc, OSError) or denies(exc.__cause__)
-        kind = NotWritable if refused else UserError
-        raise kind(
-            f"{name}: {folder_uri!r} is not allowed: nothing can be written there: {exc}"
-        ) from exc
-    with suppress(OSError, StorageError):  # some may write and not remove
-        remove(trial)
 
 
 def write_text(uri: str, text: str) -> None:

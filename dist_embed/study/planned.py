@@ -13,7 +13,7 @@ from dist_embed.config.load import load_config
 from dist_embed.config.paths import with_absolute_paths
 from dist_embed.config.renamed import with_old_names
 from dist_embed.config.schema import Config
-from dist_embed.data.preparation import data_digest
+from dist_embed.data.fitting import data_digest
 from dist_embed.errors import ConfigError
 from dist_embed.section import NO_RESULT, keys_marked
 from dist_embed.storage import uri as storage

@@ -10,10 +10,14 @@ from dist_embed.observe.plot import GREY, INK, LABEL_POINTS, label_ends, log_axi
 from dist_embed.study.outcome import Outcome
 from dist_embed.study.plan import combinations, levels_of
 from dist_embed.study.schema import MEASURES, TrainingStudy
-from dist_embed.study.summary import summaries
+from dist_embed.study.summary import Summary, summaries
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+
+_MARKERS = ("o", "s", "^", "D", "v")
+_STYLES = ("-", "--", ":", "-.")
 
 
 def draw_study(study: TrainingStudy, outcomes: Sequence[Outcome], path: str) -> None:
@@ -45,23 +49,10 @@ def draw_study(study: TrainingStudy, outcomes: Sequence[Outcome], path: str) -> 
             axes.set_xticks(places)
         ends: dict[float, list[tuple[float, str]]] = {}
         left_out: list[tuple[str, list[tuple[float, str]]]] = []
-        markers = ("o", "s", "^", "D", "v")
         for number, line in enumerate(lines):
             own = [c for c in combinations(study) if line is None or c[plot.lines or ""] == line]
             points = [(place_of[c[plot.x]], found[c.key][plot.measure]) for c in own]
-            x = [place for place, _ in points]
-            y = [math.nan if summary.left_out else summary.mean for _, summary in points]
-            bars = [0.0 if math.isnan(s.deviation) else s.deviation for _, s in points]
-            look: dict[str, Any] = {
-                "color": INK if number == 0 else GREY, "marker": markers[number % len(markers)],
-            }  # fmt: skip
-            axes.errorbar(
-                x, y, yerr=bars, **look, capsize=2, elinewidth=0.6,
-                linestyle="" if by_name else ("-", "--", ":", "-.")[number % 4],
-            )  # fmt: skip
-            alone = [(place, one) for place, s in points if s.left_out for one in s.finite]
-            if alone:
-                axes.plot(*zip(*alone, strict=True), **look, markerfacecolor="none", linestyle="")
+            _draw_line(axes, points, number, joined=not by_name)
             text = "" if line is None else line
             if any(s.finite for _, s in points):
                 place, last = max(
@@ -84,6 +75,27 @@ def draw_study(study: TrainingStudy, outcomes: Sequence[Outcome], path: str) -> 
         if not ends:
             axes.set_yticks([])
         _tell_left_out(axes, left_out)
+
+
+def _draw_line(
+    axes: Axes, points: Sequence[tuple[float, Summary]], number: int, *, joined: bool
+) -> None:
+    """The ``number``-th: at each place a mean and a bar, or what there is of it as open marks."""
+    look: dict[str, Any] = {
+        "color": INK if number == 0 else GREY, "marker": _MARKERS[number % len(_MARKERS)],
+    }  # fmt: skip
+    axes.errorbar(
+        [place for place, _ in points],
+        [math.nan if s.left_out else s.mean for _, s in points],
+        yerr=[0.0 if math.isnan(s.deviation) else s.deviation for _, s in points],
+        **look,
+        linestyle=_STYLES[number % len(_STYLES)] if joined else "",
+        capsize=2,
+        elinewidth=0.6,
+    )
+    alone = [(place, one) for place, s in points if s.left_out for one in s.finite]
+    if alone:
+        axes.plot(*zip(*alone, strict=True), **look, markerfacecolor="none", linestyle="")
 
 
 def _tell_left_out(axes: Axes, lines: Sequence[tuple[str, list[tuple[float, str]]]]) -> None:

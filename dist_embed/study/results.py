@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 
@@ -15,8 +15,6 @@ from dist_embed.storage import uri as storage
 from dist_embed.storage.parquet import ParquetError, read_parquet, write_parquet
 
 RESULTS_NAME = "results.parquet"
-# waiting: its turn has not come yet. skipped: by its plan it does not fit.
-State = Literal["waiting", "done", "failed", "skipped", "simulated"]
 
 _SECONDS, _BYTES = pa.map_(pa.string(), pa.float64()), pa.map_(pa.string(), pa.int64())
 # Name, type and meaning; all may be null but `state` and `levels`. Names of phases are those of
@@ -24,6 +22,7 @@ _SECONDS, _BYTES = pa.map_(pa.string(), pa.float64()), pa.map_(pa.string(), pa.i
 _COLUMNS: tuple[tuple[str, pa.DataType, str], ...] = (
     # Which run it is.
     ("name", pa.string(), "of the run's folder, below `runs` in the study's; none if simulated"),
+    # waiting: its turn has not come yet. skipped: by its plan it does not fit.
     ("state", pa.string(), "`waiting`, `done`, `failed`, `skipped` or `simulated`"),
     ("reason", pa.string(), "why it failed or was skipped"),
     ("seed", pa.int64(), "of the run"),

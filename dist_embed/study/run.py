@@ -21,6 +21,7 @@ from dist_embed.parallel.device import device_name
 from dist_embed.storage import uri as storage
 from dist_embed.storage.json_text import from_json
 from dist_embed.storage.parquet import ParquetError
+from dist_embed.storage.trials import check_writable
 from dist_embed.study import unchanged
 from dist_embed.study.estimate import Estimate, Planner
 from dist_embed.study.outcome import Outcome
@@ -202,7 +203,7 @@ def _check_folder(study: Study) -> None:
     """Refuse a folder that cannot be written, or has the results of another study; what earlier
     versions left is believed.
     """
-    storage.check_writable(study.folder, "folder")
+    check_writable(study.folder, "folder")
     uri = storage.join(study.folder, "study.json")
     own, there = {"kind": study.kind, "title": study.title}, _read(uri)
     if there is None:

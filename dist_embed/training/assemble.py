@@ -113,17 +113,7 @@ def build_translation_model(
         step_bytes=beside_tables_bytes(output, group.num_workers, training=training, copied=True),
         configured=True,
     )
-    torch.manual_seed(config.run.seed)
-    transformer = Transformer(
-        embedding_width=embedding.width,
-        width=model.width,
-        feed_forward=model.feed_forward,
-        heads=model.heads,
-        encoder_layers=model.encoder_layers,
-        decoder_layers=model.decoder_layers,
-        dropout=model.dropout,
-        attention_dropout=model.attention_dropout,
-    ).to(group.device)
+    transformer = _fresh_transformer(config).to(group.device)
     table = lookup.table_of["output"]
     shard = OutputShard(
         group,
@@ -134,6 +124,22 @@ def build_translation_model(
         needs(training=False).block_bytes,
     )
     return TranslationModel(lookup, transformer, shard, dtype)
+
+
+def _fresh_transformer(config: Config) -> Transformer:
+    """With values that depend on the seed alone."""
+    model = config.model
+    torch.manual_seed(config.run.seed)
+    return Transformer(
+        embedding_width=config.embedding.width,
+        width=model.width,
+        feed_forward=model.feed_forward,
+        heads=model.heads,
+        encoder_layers=model.encoder_layers,
+        decoder_layers=model.decoder_layers,
+        dropout=model.dropout,
+        attention_dropout=model.attention_dropout,
+    )
 
 
 def build_output(

@@ -204,10 +204,7 @@ def _output_layer(
         context.config, data.vocabulary_size["target"], state.scalars, context.reporter.line
     )
     with all_or_none(context.group):
-        return build_output(
-            with_samples, model, partial(read_counts, data, "target"),
-            partial(read_predicted, data),
-        )  # fmt: skip
+        return output_of_data(with_samples, model, data)
 
 
 def micro_batches(config: Config, num_workers: int) -> int:
@@ -232,6 +229,16 @@ def _loader(config: Config, data: PreparedData, model: TranslationModel) -> Load
         accumulate=micro_batches(config, model.group.num_workers),
         num_ids=model.lookup.num_ids,
     )
+
+
+def output_of_data(
+    config: Config, translation_model: TranslationModel, data: PreparedData
+) -> OutputLayer:
+    """`build_output` for a training on ``data``."""
+    return build_output(
+        config, translation_model, partial(read_counts, data, "target"),
+        partial(read_predicted, data),
+    )  # fmt: skip
 
 
 def build_train_step(

@@ -71,7 +71,7 @@ def train_step(lookup: ShardedTables, step: int, *, frozen: bool) -> None:
         for role in ("source", "target")
     }
     own_ids = lookup.ids_of_own_rows("decoder")
-    by_looking_up = not lookup._own
+    by_looking_up = not lookup._kernels.own
     if by_looking_up:
         ids["output"] = [own_ids]
     rows = lookup.lookup(ids)

@@ -65,7 +65,7 @@ def load(group: Group, tiny: Tiny, uri: str) -> tuple[Any, ...]:
     "saved_by",
     [pytest.param(n, marks=() if n in (2, 8) else pytest.mark.heavy) for n in COUNTS],
 )
-@pytest.mark.parametrize("rows", [31, pytest.param(3, marks=pytest.mark.heavy)])
+@pytest.mark.parametrize("rows", [31, pytest.param(4, marks=pytest.mark.heavy)])
 def test_every_count_loads_on_every_count(
     workers: WorkerPool, tmp_path: Path, saved_by: int, rows: int
 ) -> None:

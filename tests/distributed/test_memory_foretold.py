@@ -23,7 +23,6 @@ from dist_embed.checkpoint.of_tables import live_tensors, row_multipliers
 from dist_embed.checkpoint.state import HostBuffers, TrainingState
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
-from dist_embed.data.prepare import read_counts, read_predicted
 from dist_embed.data.token_shards import PreparedData
 from dist_embed.data.tokenizer_files import load_tokenizers
 from dist_embed.data.words_folder import write_words_folder
@@ -39,13 +38,12 @@ from dist_embed.run.data import digests_of_data, digests_of_tokenizers, vocabula
 from dist_embed.training.assemble import (
     TranslationModel,
     build_dense_optimizer,
-    build_output,
     build_translation_model,
     dense_tensors,
 )
 from dist_embed.training.needs import host_bytes
 from dist_embed.training.resume import build_saver, resume
-from dist_embed.training.train import build_train_step
+from dist_embed.training.train import build_train_step, output_of_data
 from dist_embed.training.worker import Context
 from tests.distributed.tiny import random_pairs, work_for
 from tests.forks import forking
@@ -156,12 +154,7 @@ def run(
     checkpoints = open_checkpoints(config.run.uri)
     copy = HostBuffers() if config.checkpoint.saving == "behind" else None
     loaded = resume(context, checkpoints, state, copy)
-    output = build_output(
-        config,
-        translation_model,
-        partial(read_counts, data, "target"),
-        partial(read_predicted, data),
-    )
+    output = output_of_data(config, translation_model, data)
     step = build_train_step(config, translation_model, output, optimizer)
     saver = build_saver(context, checkpoints, loaded, copy, None)
     for number in range(loaded.step + 1, loaded.step + 4):

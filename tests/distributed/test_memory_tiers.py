@@ -33,7 +33,7 @@ def calls_to_a_cache(group: Group) -> dict[str, list[str]]:
     sharded = Sharded(Tiny(num_samples=9), group)
     lookup, calls = sharded.lookup, []
     lookup.tier = "uvm_caching"  # the CPU's kernels have no cache: they are asked all the same
-    for kernel in lookup._kernels:
+    for kernel in lookup.kernels:
         kernel.flush = lambda: calls.append("flush")
         kernel.reset_cache_states = lambda: calls.append("reset")
     told: dict[str, list[str]] = {}

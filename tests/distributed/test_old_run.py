@@ -21,8 +21,9 @@ from dist_embed.checkpoint.catalogue import name_of_step, open_checkpoints, read
 from dist_embed.checkpoint.manifest import ManifestName
 from dist_embed.config.load import load_config
 from dist_embed.config.schema import Config
+from dist_embed.data.fitting import data_digest
 from dist_embed.data.lexicon import Lexicon
-from dist_embed.data.preparation import data_digest, ensure_data
+from dist_embed.data.preparation import ensure_data
 from dist_embed.data.prepared_folder import prepared_folder
 from dist_embed.data.token_shards import SIDES, PreparedData
 from dist_embed.data.tokenizer_files import load_tokenizers

@@ -46,7 +46,7 @@ def held_for_reading(group: Group) -> tuple[list[int], list[int]]:
     for translation_model in translators:
         with torch.no_grad():
             assert not translation_model.lookup.lookup({"source": [torch.tensor([1])]}).own
-    (trains, reads) = (translation_model.lookup._own for translation_model in translators)
+    (trains, reads) = (translation_model.lookup._kernels.own for translation_model in translators)
     assert reads == {}
     (kernel,) = trains.values()
     assert kernel._values is None  # no room for a gradient before the first step that trains

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from dist_embed.embedding import kernels
 from dist_embed.embedding import sharded_tables as lookup_module
 from dist_embed.embedding.cpu_rows import CpuRows
 from dist_embed.embedding.memory import LEAST_BLOCK_TOKENS
@@ -26,7 +27,7 @@ def train(group: Group, tiny: Tiny, steps: list[Pairs]) -> tuple[list[float], di
         sharded.step(number, pairs, following).loss
         for number, (pairs, following) in enumerate(zip_longest(steps, steps[1:]), start=1)
     ]
-    forwards = [type(kernel.forward) for kernel in sharded.lookup._kernels]
+    forwards = [type(kernel.forward) for kernel in sharded.lookup.kernels]
     exact, tables = not tiny.num_samples, len(sharded.lookup.specs)
     # With the exact layer the output's table has a kernel for itself.
     assert forwards.count(OwnRowsKernel) == exact
@@ -58,9 +59,9 @@ def train_with_fbgemm(
 ) -> tuple[list[float], dict[str, Any], Any]:
     """Updates by FBGEMM's own autograd function, as on CUDA; here it runs on the CPU."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lookup_module, "CpuRows", lambda kernel, _: kernel.forward)
+        patch.setattr(kernels, "CpuRows", lambda kernel, _: kernel.forward)
         sharded = Sharded(tiny, group)
-    for kernel in sharded.lookup._kernels:
+    for kernel in sharded.lookup.kernels:
         assert getattr(kernel.forward, "__func__", None) is type(kernel).forward
     losses = [
         sharded.step(number, pairs, following).loss

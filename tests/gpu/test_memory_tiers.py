@@ -138,13 +138,13 @@ def test_rows_in_host_memory_train_as_on_the_device(
 def test_a_cache_holds_newer_rows_until_they_are_asked_for(group: Group) -> None:
     lookup = lookup_of(group, memory="uvm_caching")
     train(lookup, 1, 2)
-    in_host = lookup._weights["source"].clone()
+    in_host = lookup._kernels.rows["source"].clone()
     up_to_date = lookup.weight("source").clone()
-    assert not torch.equal(in_host[: len(up_to_date)], up_to_date)
+    assert not torch.equal(in_host, up_to_date)
     assert torch.equal(looked_up(lookup)["source.weight"], up_to_date)
     train(lookup, 3, 3)  # the flush has left the cache in use
-    in_host = lookup._weights["source"].clone()
-    assert not torch.equal(in_host[: len(up_to_date)], lookup.weight("source"))
+    in_host = lookup._kernels.rows["source"].clone()
+    assert not torch.equal(in_host, lookup.weight("source"))
 
 
 @pytest.mark.parametrize("tier", TIERS)
@@ -340,7 +340,7 @@ def test_a_cache_takes_no_more_than_its_room(group: Group, monkeypatch: pytest.M
     rows = {"source": 800_000, "target": 64, "output": 64}  # a fifth of them are 156 MiB
     made_up(monkeypatch, 130 * 2**20)  # of which tables may take 104
     lookup = lookup_of(group, rows, width=256, memory="uvm_caching", trained_whole=False)
-    (kernel,) = lookup._kernels
+    (kernel,) = lookup.kernels
     assert 0 < kernel.lxu_cache_weights.nbytes <= 104 * 2**20
     # The own kernel of a table trained whole has no cache, but its state on the device.
     made_up(monkeypatch, 190 * 2**20)
@@ -348,7 +348,7 @@ def test_a_cache_takes_no_more_than_its_room(group: Group, monkeypatch: pytest.M
         group, rows | {"output": 400_000}, width=256, memory="uvm_caching", step_bytes=2**20
     )
     held = sum(state.nbytes for state in lookup.optimizer_state("output").values())
-    caches = [k.lxu_cache_weights.nbytes for k in lookup._kernels if k.lxu_cache_weights.numel()]
+    caches = [k.lxu_cache_weights.nbytes for k in lookup.kernels if k.lxu_cache_weights.numel()]
     assert len(caches) == 1
     assert held + sum(caches) <= room_for_tables(190 * 2**20, 2**20)
     # Kernels of tables with other rates have equal shares of it.
@@ -357,11 +357,11 @@ def test_a_cache_takes_no_more_than_its_room(group: Group, monkeypatch: pytest.M
         group, {"source": 400_000, "target": 400_000, "output": 64}, width=256,
         memory="uvm_caching", trained_whole=False, own_rates={"target": 0.2},
     )  # fmt: skip
-    sizes = [k.lxu_cache_weights.nbytes for k in lookup._kernels]
+    sizes = [k.lxu_cache_weights.nbytes for k in lookup.kernels]
     assert len(sizes) == 2
     assert min(sizes) > 0.9 * max(sizes)
     assert sum(sizes) <= 104 * 2**20
     made_up(monkeypatch, 2**40)
     lookup = lookup_of(group, memory="uvm_caching", trained_whole=False)
-    (kernel,) = lookup._kernels
+    (kernel,) = lookup.kernels
     assert kernel.lxu_cache_weights.shape[0] == pytest.approx(sum(ROWS.values()) / 5, abs=32)

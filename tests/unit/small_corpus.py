@@ -12,7 +12,7 @@ from unittest import mock
 
 from hypothesis import strategies as st
 
-from dist_embed.data import lexicon, processes
+from dist_embed.data import lexicon_learning, processes
 from dist_embed.data.corpus import ParallelText
 from dist_embed.data.languages.synthetic import SyntheticLanguage
 from dist_embed.data.prepare import prepare_data
@@ -76,7 +76,7 @@ def one_is_this_process(num_processes: int) -> Iterator[None]:
         return
     with (
         mock.patch.object(processes, "processes", lambda *how: nullcontext(OwnProcess(*how))),
-        mock.patch.object(lexicon, "processes", lambda n: nullcontext(OwnProcess(n))),
+        mock.patch.object(lexicon_learning, "processes", lambda n: nullcontext(OwnProcess(n))),
     ):
         yield
 

@@ -29,6 +29,7 @@ from dist_embed.run.folder import read_run_config
 from dist_embed.run.metrics import MetricsLog
 from dist_embed.training.results import TrainingStopped, TrainResult
 from dist_embed.training.tasks import Evaluate, Train
+from tests.unit.clock import Clock
 from tests.unit.small_corpus import Prepared
 from tests.unit.small_run import small_run, word_tokenizer
 
@@ -152,19 +153,6 @@ def test_where_a_run_cannot_be_written_nothing_is_prepared(
         train(config)
     assert capsys.readouterr().out == ""
     assert workers.asked == []
-
-
-class Clock:
-    """In the place of `time`: nobody waits."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
 
 
 def test_a_store_that_is_away_from_the_start_is_waited_for_as_is_said(

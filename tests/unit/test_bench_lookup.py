@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from dist_embed.bench import lookup, lookup_cases, lookup_ways
 from dist_embed.bench.device_work import work_seconds
 from dist_embed.bench.lookup import Found, Report, Seconds, lookup_report, lookup_table
 from dist_embed.bench.lookup_cases import Case, Work, possible_cases
-from dist_embed.bench.lookup_draws import DRAWS, draw_ids, power_law
+from dist_embed.bench.lookup_draws import Draw, draw_ids, power_law
 from dist_embed.bench.lookup_ways import LookupWays
 from dist_embed.bench.passes import median_seconds
 from dist_embed.cli.main import build_parser, main
@@ -55,7 +55,7 @@ def report_of(optimizers: list[str], num_rows: int = 50, **how: Any) -> Report:
 # Ids.
 
 
-@pytest.mark.parametrize("draw", DRAWS)
+@pytest.mark.parametrize("draw", get_args(Draw))
 def test_ids_are_words_of_the_table_and_repeat_with_their_seed(draw: Any) -> None:
     ids = draw_ids(draw, 1000, 400, 3, CPU)
     assert (ids.shape, ids.dtype) == ((400,), torch.int64)

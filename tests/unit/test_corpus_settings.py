@@ -12,7 +12,8 @@ import pytest
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
 from dist_embed.data import preparation
-from dist_embed.data.preparation import data_digest, parallel_text
+from dist_embed.data.fitting import data_digest
+from dist_embed.data.sources import parallel_text
 from dist_embed.data.token_shards import INDEX_NAME, PreparedData, read_texts
 from dist_embed.errors import ConfigError, UserError
 from dist_embed.storage import uri as storage

@@ -6,7 +6,7 @@ import re
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -33,7 +33,7 @@ from dist_embed.errors import StoreUnavailable, UserError
 from dist_embed.explore import flat_map as flat_map_module
 from dist_embed.explore import occurrences as occurrences_module
 from dist_embed.explore import table as table_module
-from dist_embed.explore.flat_map import METHODS, draw_map, flat_map
+from dist_embed.explore.flat_map import Method, draw_map, flat_map
 from dist_embed.explore.map_page import map_page
 from dist_embed.explore.nearest import analogy, neighbors
 from dist_embed.explore.similarity import similarity_agreement
@@ -673,7 +673,7 @@ def test_words_are_told_apart_by_the_mark_where_both_are_there(tmp_path: Path) -
     assert table.id_of("a") == 4
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", get_args(Method))
 def test_words_that_are_alike_lie_together(method: Any) -> None:
     generator = torch.Generator().manual_seed(0)
     centres = torch.eye(3, 10) * 10

@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from dist_embed.data.corpus import read_pairs
-from dist_embed.data.preparation import parallel_text
 from dist_embed.data.settings import CorpusSection
+from dist_embed.data.sources import parallel_text
 
 PAGE = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
 (TEXT,) = re.findall(r"^## Text\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE)

@@ -15,7 +15,7 @@ import pytest
 
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
-from dist_embed.data import inputs, preparation
+from dist_embed.data import fitting, inputs, preparation
 from dist_embed.data.corpus import ParallelText
 from dist_embed.data.inputs import Comparison, InputFile, compare_inputs, record_inputs
 from dist_embed.data.lexicon import Lexicon
@@ -460,16 +460,16 @@ def test_nothing_is_written_down_in_data_that_others_have_replaced(
     config = config_of(lexicon_translations=0)
     ensured(config)
     os.utime(tmp_path / "s.txt", (1, 1))
-    compared = preparation.compare_inputs
+    compared = fitting.compare_inputs
 
     def replaced_meanwhile(*given: Any) -> Comparison:
         found = compared(*given)
-        monkeypatch.setattr(preparation, "compare_inputs", compared)
+        monkeypatch.setattr(fitting, "compare_inputs", compared)
         with one_is_this_process(1):
             preparation.ensure_data(config, lambda line: None, force=True)
         return found
 
-    monkeypatch.setattr(preparation, "compare_inputs", replaced_meanwhile)
+    monkeypatch.setattr(fitting, "compare_inputs", replaced_meanwhile)
     before, said = ensured(config, renew=True)
     assert not Path(before.folder_uri).exists()
     assert said[-1].startswith("it could not be written down: ")

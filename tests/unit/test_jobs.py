@@ -10,6 +10,7 @@ from dist_embed.config.paths import run_name
 from dist_embed.errors import UserError
 from dist_embed.jobs import job as jobs
 from dist_embed.jobs.job import Job, NoOutput, follow
+from tests.unit.clock import Clock
 
 RUNNING = Job("one", "RUNNING", False, "/runs/one", "0:00:01", "", "file", 0)
 
@@ -39,19 +40,6 @@ class Course:
 
 def no_wait(job: Job) -> None:
     raise AssertionError(f"a job that waits for {job.reason}")
-
-
-class Clock:
-    """Time that passes only where somebody waits."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
 
 
 @pytest.fixture

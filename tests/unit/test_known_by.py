@@ -13,7 +13,7 @@ import pytest
 
 from dist_embed.config.load import config_from_dict, config_to_yaml
 from dist_embed.config.renamed import with_old_names
-from dist_embed.data.preparation import data_digest
+from dist_embed.data.fitting import data_digest
 from dist_embed.run.folder import fingerprint
 from dist_embed.study import planned as study_planned
 from dist_embed.study.planned import _digest

@@ -13,8 +13,9 @@ from typing import TypeVar
 import numpy as np
 import pytest
 
-from dist_embed.data import lexicon as lexicon_module
-from dist_embed.data.lexicon import Lexicon, ensure_lexicon, log_likelihood_ratio
+from dist_embed.data import lexicon_learning
+from dist_embed.data.lexicon import Lexicon
+from dist_embed.data.lexicon_learning import ensure_lexicon, log_likelihood_ratio
 from dist_embed.data.scratch import scratch_folder
 from dist_embed.data.token_shards import PreparedData, ShardInfo, Split, write_shard
 from dist_embed.errors import UserError
@@ -127,13 +128,13 @@ def test_it_is_shown_how_far_the_learning_is(tmp_path: Path) -> None:
 def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, _ = prepared(tmp_path)
     with pytest.raises(OSError, match="No space left") as full:
-        lexicon_module._save(Path("/dev/full"), np.arange(9))
+        lexicon_learning._save(Path("/dev/full"), np.arange(9))
     assert full.value.errno == errno.ENOSPC
 
     def failing(*_: object) -> None:
         raise full.value
 
-    monkeypatch.setattr(lexicon_module, "_save", failing)
+    monkeypatch.setattr(lexicon_learning, "_save", failing)
     monkeypatch.setattr("shutil.disk_usage", lambda _: Namespace(free=4096))
     with pytest.raises(UserError, match=r"no space is left for .*lexicon.*TMPDIR"):
         learn(tmp_path, data)

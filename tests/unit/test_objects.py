@@ -25,6 +25,7 @@ from dist_embed.errors import StorageError, StoreUnavailable
 from dist_embed.storage import objects, retry, uri
 from dist_embed.storage.objects import ForeignObject, ObjectStore
 from dist_embed.storage.retry import in_a_line
+from tests.unit.clock import Clock
 
 
 def memory_store(retry_seconds: float = 60.0) -> ObjectStore:
@@ -328,19 +329,27 @@ def test_a_full_disk_is_told_with_the_name(local: ObjectStore) -> None:
     assert caught.value.errno == errno.ENOSPC
 
 
+def opening_fails(monkeypatch: pytest.MonkeyPatch, errors: dict[int, int]) -> None:
+    """With an error by the flags of a file that is opened, the first that fits. Without files that
+    have no name it is as on NFS.
+    """
+    original = os.open
+
+    def fail(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+        for asked, number in errors.items():
+            if flags & asked == asked:
+                raise OSError(number, os.strerror(number))
+        return original(path, flags, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", fail)
+
+
 @pytest.mark.parametrize("unnamed_files", [True, False])
 def test_only_one_of_many_creates(
     local: ObjectStore, monkeypatch: pytest.MonkeyPatch, unnamed_files: bool
 ) -> None:
-    original = os.open
-
-    def without(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
-        if flags & os.O_TMPFILE == os.O_TMPFILE:
-            raise OSError(errno.EOPNOTSUPP, "as on NFS")
-        return original(path, flags, *args, **kwargs)
-
     if not unnamed_files:
-        monkeypatch.setattr(os, "open", without)
+        opening_fails(monkeypatch, {os.O_TMPFILE: errno.EOPNOTSUPP})
     outcomes: dict[int, bool] = {}
     together = threading.Barrier(8)
 
@@ -384,18 +393,12 @@ def test_a_create_that_fails_without_unnamed_files_leaves_nothing_and_takes_noth
     local: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on NFS, where the manifest is written under its name."""
-    original = os.open
-
-    def without(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
-        if flags & os.O_TMPFILE == os.O_TMPFILE:
-            raise OSError(errno.EOPNOTSUPP, "as on NFS")
-        return original(path, flags, *args, **kwargs)
 
     def fail(handle: int) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
     local.put("a/other", [b""])
-    monkeypatch.setattr(os, "open", without)
+    opening_fails(monkeypatch, {os.O_TMPFILE: errno.EOPNOTSUPP})
     with monkeypatch.context() as failing:
         failing.setattr(os, "fsync", fail)
         with pytest.raises(OSError, match="Input/output error"):
@@ -411,17 +414,8 @@ def test_a_create_that_cannot_open_takes_nothing_of_another(
     local: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on NFS, when the server fails in the call that would make the file."""
-    original = os.open
-
-    def fail(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
-        if flags & os.O_TMPFILE == os.O_TMPFILE:
-            raise OSError(errno.EOPNOTSUPP, "as on NFS")
-        if flags & os.O_CREAT:
-            raise OSError(errno.EIO, "Input/output error")
-        return original(path, flags, *args, **kwargs)
-
     local.create("a/x", b"another writer's")
-    monkeypatch.setattr(os, "open", fail)
+    opening_fails(monkeypatch, {os.O_TMPFILE: errno.EOPNOTSUPP, os.O_CREAT: errno.EIO})
     with pytest.raises(OSError, match="Input/output error"):
         local.create("a/x", b"1")
     assert local.read("a/x") == b"another writer's"
@@ -430,14 +424,7 @@ def test_a_create_that_cannot_open_takes_nothing_of_another(
 def test_an_error_that_tells_nothing_of_unnamed_files_is_one(
     local: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = os.open
-
-    def fail(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
-        if flags & os.O_TMPFILE == os.O_TMPFILE:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return original(path, flags, *args, **kwargs)
-
-    monkeypatch.setattr(os, "open", fail)
+    opening_fails(monkeypatch, {os.O_TMPFILE: errno.ENOSPC})
     with pytest.raises(OSError, match="No space left"):
         local.create("a/x", b"1")
     assert local.names("a") == []
@@ -594,21 +581,6 @@ def test_no_listing_is_an_old_one(remote: ObjectStore, monkeypatch: pytest.Monke
         order.clear()
         act("d/x" if method == "rm_file" else "d")
         assert order[: 1 + order.index(method)][-2:] == ["invalidate_cache", method]
-
-
-class Clock:
-    """Stands in for the module ``time``: sleeping costs nothing."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-        self.pauses: list[float] = []
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.pauses.append(seconds)
-        self.now += seconds
 
 
 def test_a_store_that_stays_away_is_given_up(

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dist_embed.data.lexicon import Lexicon, ensure_lexicon
+from dist_embed.data.lexicon import Lexicon
+from dist_embed.data.lexicon_learning import ensure_lexicon
 from dist_embed.data.prepare import read_counts, read_occurrences
 from dist_embed.data.proof import FileInfo, sealed, unsealed
 from dist_embed.data.token_blocks import open_blocks

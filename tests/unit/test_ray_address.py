@@ -18,7 +18,7 @@ import ray
 from ray._private import ray_constants, services
 from ray._raylet import AuthenticationMode, AuthenticationTokenLoader, get_authentication_mode
 
-from dist_embed.cluster import ray_address, ray_private, ray_train
+from dist_embed.cluster import ray_address, ray_connection, ray_private
 from dist_embed.cluster.ray_address import why_no_answer
 from dist_embed.cluster.ray_private import private_ray
 from dist_embed.errors import RunFailed, UserError
@@ -74,7 +74,7 @@ def test_what_is_no_ray_is_said_soon(kind: str, request: pytest.FixtureRequest) 
         pytest.raises(
             UserError, match=f"{address}' .*cluster.address or RAY_ADDRESS.*{NO_HEAD}"
         ) as told,
-        ray_train.connected(address, 2),
+        ray_connection.connected(address, 2),
     ):
         pass
     assert len(str(told.value).splitlines()) == 1
@@ -167,15 +167,15 @@ def test_why_no_connection_is_made_is_told_as_what_it_is(
         raise error
 
     monkeypatch.setattr(ray, "init", init)
-    monkeypatch.setattr(ray_train, "why_no_answer", lambda address: None)
-    monkeypatch.setattr(ray_train, "own_ray", lambda cores: nullcontext("127.0.0.1:1"))
-    with pytest.raises(kind, match=told) as caught, ray_train.connected(address, 2):
+    monkeypatch.setattr(ray_connection, "why_no_answer", lambda address: None)
+    monkeypatch.setattr(ray_connection, "own_ray", lambda cores: nullcontext("127.0.0.1:1"))
+    with pytest.raises(kind, match=told) as caught, ray_connection.connected(address, 2):
         pass
     assert len(str(caught.value).splitlines()) == 1
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     with (
         pytest.raises(UserError, match=r"connected to a Ray already.*ray\.shutdown\(\) first"),
-        ray_train.connected(address, 2),
+        ray_connection.connected(address, 2),
     ):
         pass
 

@@ -30,6 +30,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from dist_embed.cluster import (
     failure,
     ray_aside,
+    ray_connection,
     ray_course,
     ray_fit,
     ray_group,
@@ -62,12 +63,12 @@ def test_workers_look_for_modules_where_this_process_does(
     """And not in the working folder, which Ray adds (2.60, worker.py:connect)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", ["/ours", *sys.path])
-    job = ray_train._Job()
+    job = ray_connection._Job()
     job._py_driver_sys_path.extend(["/ours", os.path.abspath(os.curdir)])
     job._serialize()
     assert list(job._get_proto_job_config().py_driver_sys_path) == ["/ours"]
     monkeypatch.setattr(sys, "path", ["", *sys.path])  # of an interactive Python
-    job = ray_train._Job()
+    job = ray_connection._Job()
     job._py_driver_sys_path.append(str(tmp_path))
     job._serialize()
     assert list(job._get_proto_job_config().py_driver_sys_path) == [str(tmp_path)]
@@ -274,9 +275,9 @@ def test_what_asks_ray_is_waited_for_where_a_signal_comes_as_it_begins(
         pass
     assert course == ["asked"]
     monkeypatch.setattr(ray, "init", connect)
-    monkeypatch.setattr(ray_train, "_disconnect", lambda: course.append("disconnected"))
+    monkeypatch.setattr(ray_connection, "_disconnect", lambda: course.append("disconnected"))
     broken_off_start("Thread", monkeypatch)
-    with pytest.raises(SystemExit), ray_train._driver("here", "", is_own=True):
+    with pytest.raises(SystemExit), ray_connection._driver("here", "", is_own=True):
         pass
     assert course == ["asked", "connected", "disconnected"]
 
@@ -992,16 +993,16 @@ def test_a_head_that_stands_still_is_left_without_a_goodbye(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     goes_on, forgotten = threading.Event(), []
-    monkeypatch.setattr(ray_train, "END_SECONDS", 0.1)
+    monkeypatch.setattr(ray_connection, "END_SECONDS", 0.1)
     monkeypatch.setattr(ray, "shutdown", lambda: goes_on.wait(60))
     monkeypatch.setattr(atexit, "unregister", forgotten.append)
     monkeypatch.setattr(stop, "_abruptly", False)
-    ray_train._disconnect()
+    ray_connection._disconnect()
     assert forgotten == [worker.shutdown]  # which the interpreter's end would wait for
     assert stop.ends_abruptly()
     goes_on.set()
     monkeypatch.setattr(ray, "shutdown", lambda: None)
-    ray_train._disconnect()
+    ray_connection._disconnect()
     assert len(forgotten) == 1
 
 

@@ -19,7 +19,8 @@ from dist_embed.config.checks import check
 from dist_embed.config.load import config_from_dict, config_to_yaml, differences, load_config
 from dist_embed.config.schema import Config
 from dist_embed.data.languages.inflected import InflectedLanguage
-from dist_embed.data.lexicon import Lexicon, ensure_lexicon
+from dist_embed.data.lexicon import Lexicon
+from dist_embed.data.lexicon_learning import ensure_lexicon
 from dist_embed.data.preparation import ensure_data
 from dist_embed.data.prepared_folder import prepared_folder
 from dist_embed.data.token_shards import PreparedData

@@ -17,7 +17,7 @@ from dist_embed.cluster.settings import MAX_FAILURES
 from dist_embed.cluster.stopping import STEP_SECONDS, stop_seconds
 from dist_embed.config.load import config_from_dict
 from dist_embed.config.schema import Config
-from dist_embed.data import preparation
+from dist_embed.data import preparation, sources
 from dist_embed.data.block_index import has_blocks
 from dist_embed.data.corpus import ParallelText
 from dist_embed.data.prepare import read_occurrences
@@ -141,8 +141,8 @@ def test_corpora_are_generated_as_configured(
             wanted.append((count, name, seed))
             return [("a", "b")] * count
 
-    monkeypatch.setattr(preparation, "SyntheticLanguage", Language)
-    monkeypatch.setattr(preparation, "InflectedLanguage", Language)
+    monkeypatch.setattr(sources, "SyntheticLanguage", Language)
+    monkeypatch.setattr(sources, "InflectedLanguage", Language)
     given = prepared_with(
         monkeypatch, config_of(data={"uri": str(tmp_path), kind: GENERATED[kind]})
     )

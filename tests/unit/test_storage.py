@@ -48,6 +48,7 @@ from dist_embed.storage.compressed import (
     open_decompressed,
 )
 from dist_embed.storage.objects import ObjectStore
+from dist_embed.storage.trials import check_writable
 from tests.unit.full_disk import full_disk
 
 
@@ -699,20 +700,20 @@ def test_where_nothing_can_be_written_is_told_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for folder in (f"{tmp_path}/a/b", "memory://trials"):
-        storage.check_writable(folder, "run.uri")
+        check_writable(folder, "run.uri")
         assert storage.names_in(folder) == []
     with pytest.raises(UserError, match=r"^run\.uri: '/proc/none' is not allowed: nothing can"):
-        storage.check_writable("/proc/none", "run.uri")
+        check_writable("/proc/none", "run.uri")
 
     def refuse(*_: Any, **more: Any) -> None:
         raise PermissionError("Access Denied")
 
     monkeypatch.setattr(MemoryFileSystem, "rm", refuse)
-    storage.check_writable("memory://trials", "run.uri")  # that is no reason
+    check_writable("memory://trials", "run.uri")  # that is no reason
     monkeypatch.setattr(MemoryFileSystem, "pipe_file", refuse)
     denied = r"^run\.uri: 'memory://trials' .*: Access Denied$"
     with pytest.raises(NotWritable, match=denied) as told:
-        storage.check_writable("memory://trials", "run.uri")
+        check_writable("memory://trials", "run.uri")
     assert _code_of(told.value) == 1  # as on a disk
 
     def nowhere(*_: Any, **more: Any) -> None:
@@ -720,7 +721,7 @@ def test_where_nothing_can_be_written_is_told_before(
 
     monkeypatch.setattr(MemoryFileSystem, "pipe_file", nowhere)
     with pytest.raises(UserError, match=r"no such bucket") as absent:
-        storage.check_writable("memory://trials", "run.uri")
+        check_writable("memory://trials", "run.uri")
     assert _code_of(absent.value) == 2
 
 
