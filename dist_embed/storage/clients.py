@@ -5,6 +5,7 @@ caller does, and each waits for an answer within limits. fsspec has no common na
 from __future__ import annotations
 
 import logging
+from gzip import BadGzipFile
 from types import MethodType
 from typing import Any
 
@@ -61,8 +62,10 @@ def filesystem(uri: str, *, retries: bool = True) -> tuple[fsspec.AbstractFileSy
             raise
         if isinstance(exc, FileNotFoundError) and client != "sftp":  # of an archive
             raise
-        # A key's file that is not there is refused as a wrong one is.
-        final = is_refusal(exc) or isinstance(exc, ANSWERS)
+        # A key's file that is not there is refused as a wrong one is. An archive that was cut off
+        # stays so; paramiko has the same error of a server that goes.
+        is_damaged = isinstance(exc, (EOFError, BadGzipFile)) and client != "sftp"
+        final = is_damaged or is_refusal(exc) or isinstance(exc, ANSWERS)
         error_type = StorageError if final else StoreUnavailable
         raise error_type(f"cannot open {uri!r}: {in_a_line(exc)}") from exc
     if not retries:
