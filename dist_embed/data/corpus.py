@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import IO
 
+from dist_embed.data.scratch import scratch_folder
 from dist_embed.data.settings import Quoting
 from dist_embed.data.text.aligned import aligned_lines
 from dist_embed.data.text.json_lines import json_pairs
@@ -17,7 +20,16 @@ from dist_embed.data.text.rows import Column, CorpusError, Pair, WrongRow
 from dist_embed.data.text.tables import table_pairs
 from dist_embed.data.text.tmx import tmx_pairs
 from dist_embed.storage import uri as storage
-from dist_embed.storage.compressed import ENDINGS, OPEN_ERRORS, READ_ERRORS, name_of, open_member
+from dist_embed.storage.compressed import (
+    ENDINGS,
+    OPEN_ERRORS,
+    READ_ERRORS,
+    files_in,
+    is_compressed,
+    name_of,
+    open_member,
+)
+from dist_embed.storage.local_file import named
 
 
 @dataclass(frozen=True)
@@ -96,7 +108,7 @@ def _rows(corpus: ParallelText) -> Iterator[Pair | WrongRow]:
             yield from _zipped_rows(uri, corpus)
         else:
             with opened(uri) as file:
-                yield from _rows_of_file(file, uri, uri, corpus)
+                yield from _rows_of_file(file, uri, uri, corpus, is_packed=is_compressed(uri))
     sources, targets = expand(corpus.source), expand(corpus.target)
     if len(sources) != len(targets):
         raise CorpusError(
@@ -110,23 +122,24 @@ def _rows(corpus: ParallelText) -> Iterator[Pair | WrongRow]:
 
 def _zipped_rows(uri: str, corpus: ParallelText) -> Iterator[Pair | WrongRow]:
     with archive_of(uri) as archive:
-        names = [name for name in archive.namelist() if not name.endswith("/")]
+        names = files_in(archive)
         if len(names) == 1:
             if name_of(names[0]).endswith(ENDINGS):
                 raise CorpusError(
                     f"{uri}: {names[0]} in it is compressed too; give it as zip://{names[0]}::{uri}"
                 )
             with open_member(archive, names[0]) as file:
-                yield from _rows_of_file(file, names[0], f"{uri}, {names[0]}", corpus)
+                called = f"{uri}, {names[0]}"
+                yield from _rows_of_file(file, names[0], called, corpus, is_packed=True)
             return
         sides = sides_among(uri, names, corpus.columns)
         with open_member(archive, sides[0]) as source, open_member(archive, sides[1]) as target:
-            called = (f"{uri}, {sides[0]}", f"{uri}, {sides[1]}")
-            yield from aligned_lines(source, target, called, corpus.max_line_bytes)
+            both = (f"{uri}, {sides[0]}", f"{uri}, {sides[1]}")
+            yield from aligned_lines(source, target, both, corpus.max_line_bytes)
 
 
 def _rows_of_file(
-    file: IO[bytes], name: str, uri: str, corpus: ParallelText
+    file: IO[bytes], name: str, uri: str, corpus: ParallelText, *, is_packed: bool
 ) -> Iterator[Pair | WrongRow]:
     """``file``, whose ending is ``name``'s; messages call it ``uri``."""
     name = name_of(name)
@@ -134,10 +147,21 @@ def _rows_of_file(
         name = name.removesuffix(ending)
     how = (file, uri, corpus.columns, corpus.max_line_bytes)
     if name.endswith(".parquet"):
-        return parquet_pairs(*how)
+        return _unpacked_parquet(*how) if is_packed else parquet_pairs(*how)
     if name.endswith((".jsonl", ".ndjson", ".json")):
         return json_pairs(*how)
     if name.endswith(".tmx"):
         return tmx_pairs(*how)
     delimiter = "," if name.endswith(".csv") else "\t"
     return table_pairs(*how, delimiter=delimiter, quoting=corpus.quoting)
+
+
+def _unpacked_parquet(
+    file: IO[bytes], uri: str, columns: tuple[Column, Column], limit: int
+) -> Iterator[Pair | WrongRow]:
+    """As `parquet_pairs`, which goes back and forth, of a file that is read forwards alone."""
+    with scratch_folder("dist_embed-parquet-", f"{uri} is unpacked") as folder:
+        path = os.path.join(folder, "unpacked")
+        with named(path), open(path, "w+b") as whole:
+            shutil.copyfileobj(file, whole)
+            yield from parquet_pairs(whole, uri, columns, limit)

@@ -17,6 +17,7 @@ from fsspec.spec import AbstractBufferedFile
 
 from dist_embed.storage import uri as storage
 from dist_embed.storage.bombs import Bomb, bounded, check_held, size_of
+from dist_embed.storage.clients import filesystem
 
 ENDINGS = (".gz", ".zst", ".bz2", ".xz", ".zip")
 # What opening raises, and what reading a damaged or truncated file, or a bomb does.
@@ -50,7 +51,7 @@ def open_decompressed(uri: str, ending: str | None = None) -> IO[bytes]:
         return bounded(pa.CompressedInputStream(raw, "zstd"), packed, size)
     if ending == ".zip":
         archive = zipfile.ZipFile(storage.open_file(uri))
-        names = [name for name in archive.namelist() if not name.endswith("/")]
+        names = files_in(archive)
         if len(names) != 1:
             raise ValueError(
                 f"{len(names)} files in it; name one, as zip://NAME::{uri}, or unpack it"
@@ -64,6 +65,29 @@ def open_decompressed(uri: str, ending: str | None = None) -> IO[bytes]:
     # Each line that such a file is asked for takes a copy of a whole block, of 50 MB from S3, and a
     # step back (fsspec 2026.9.0, spec.py:readuntil).
     return io.BufferedReader(file) if isinstance(file, AbstractBufferedFile) else file
+
+
+def files_in(archive: zipfile.ZipFile) -> list[str]:
+    """The names of its files, without what macOS puts beside them."""
+    return [
+        name
+        for name in archive.namelist()
+        if not name.endswith("/") and not name.startswith("__MACOSX/")
+        and PurePosixPath(name).name != ".DS_Store"
+    ]  # fmt: skip
+
+
+def missing(uri: str) -> str:
+    """What is said of a file that is not there: in an archive, which there are."""
+    if storage.archive_of(uri) == uri:
+        return "no such file"
+    try:
+        names = filesystem(uri)[0].find("")
+    except FileNotFoundError:  # the archive
+        return "no such file"
+    return f"no such file; there are {', '.join(names[:_NAMES_SHOWN])}" + (
+        ", …" if len(names) > _NAMES_SHOWN else ""
+    )
 
 
 def open_member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:

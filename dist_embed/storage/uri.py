@@ -431,8 +431,8 @@ def _called(
     *,
     client_repeats: bool = False,
 ) -> T:
-    """``operation`` with the client of ``uri`` and the path in it. On a local disk an error counts
-    at once; a store gets some time, and so does connecting to it.
+    """``operation`` with the client of ``uri`` and the path in it. On a local disk, also in an
+    archive there, an error counts at once; a store gets some time, and so does connecting to it.
 
     With ``client_repeats`` its client repeats single requests too.
     """
@@ -440,4 +440,4 @@ def _called(
     def once() -> T:
         return operation(*filesystem(uri, retries=client_repeats))
 
-    return once() if is_local(uri) else retried(what, uri, once)
+    return once() if is_local(archive_of(uri)) else retried(what, uri, once)

@@ -32,10 +32,16 @@ class ParquetVectors:
         self.uri = uri
         self.doubt: str | None = None
         with open_stream(uri, read_ahead=False) as file:
+            if not file.seekable():
+                raise VectorFileError(
+                    f"{uri}: Parquet within a compressed file is not read: unpack it"
+                )
             reader = self._reader(file)
             self._columns = [
                 self._column(reader.schema, "word", _holds_text, "texts"),
-                self._column(reader.schema, "vector", _holds_numbers, "lists of numbers"),
+                self._column(
+                    reader.schema, "vector", _holds_numbers, "lists of floating-point numbers"
+                ),
             ]
             self._group_rows = reader.group_rows
             self.num_stated: int | None = sum(self._group_rows)
@@ -71,7 +77,8 @@ class ParquetVectors:
                 f"{self.uri}, row {origin + place + 1}: expected {self.width} numbers"
                 + (f", found {lengths[place]}" if wrong.any() else ", or one behind it has none")
             )
-        found: Vectors = values.to_numpy(zero_copy_only=False).astype(np.float32)
+        with np.errstate(over="ignore"):  # what is too large becomes infinite, which is refused
+            found: Vectors = values.to_numpy(zero_copy_only=False).astype(np.float32)
         return found.reshape(-1, self.width)
 
     def _reader(self, file: Any) -> ParquetReader:
@@ -106,6 +113,7 @@ def _holds_text(kind: pa.DataType) -> bool:
     return bool(
         pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
         or pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+        or pa.types.is_binary_view(kind)
     )  # fmt: skip
 
 
@@ -117,5 +125,8 @@ def _as_bytes(texts: pa.Array) -> list[bytes | None]:
 
 
 def _holds_numbers(kind: pa.DataType) -> bool:
-    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    lists = (
+        pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list,
+        pa.types.is_list_view, pa.types.is_large_list_view,
+    )  # fmt: skip
     return any(is_one(kind) for is_one in lists) and pa.types.is_floating(kind.value_type)

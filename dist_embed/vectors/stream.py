@@ -5,22 +5,20 @@ A file in an archive is named as fsspec does, ``zip://NAME::ARCHIVE`` or ``tar:/
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import IO
 
 from dist_embed.storage import uri as storage
-from dist_embed.storage.compressed import OPEN_ERRORS, READ_ERRORS, open_decompressed
+from dist_embed.storage.compressed import OPEN_ERRORS, READ_ERRORS, missing, open_decompressed
+from dist_embed.storage.first_bytes import ending_of, no_text
 from dist_embed.vectors.file import BYTE_ORDER_MARK, LONGEST_LINE, VectorFileError
 
 _BUFFER_BYTES = 2**20
-# What compressed files begin with, and the ending that they should have.
-_ENDINGS = {
-    b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst", b"\xfd7zXZ\0": ".xz", b"PK\x03\x04": ".zip",
-    b"PK\x05\x06": ".zip", **{b"BZh%d1AY&SY" % size: ".bz2" for size in range(1, 10)},
-}  # fmt: skip
-_LOOKED_AT = max(map(len, _ENDINGS))
+_LOOKED_AT = 2**8
+_OF_TORCH = re.compile(rb"(?s)PK\x03\x04.{26}[^/]+/data\.pkl")  # the first file in the archive
 
 
 def open_stream(uri: str, *, read_ahead: bool = True) -> IO[bytes]:
@@ -31,7 +29,13 @@ def open_stream(uri: str, *, read_ahead: bool = True) -> IO[bytes]:
     """
     with _errors_named(uri):
         file = storage.open_file(uri, read_ahead=False)
-        ending = _ending(file)
+        head = file.read(_LOOKED_AT)
+        if _OF_TORCH.match(head):
+            raise VectorFileError(
+                f"{uri}: is what torch.save writes, pickled, which can run code: it is not read; "
+                "save its matrix with safetensors or numpy.save, and its words one a line"
+            )
+        ending = ending_of(head)
         if ending is None and (not read_ahead or _in_archive(uri)):
             file.seek(0)
             return file
@@ -46,7 +50,7 @@ def is_packed(uri: str) -> bool:
     if _in_archive(uri):
         return True
     with _errors_named(uri), storage.open_file(uri, read_ahead=False) as file:
-        return _ending(file) is not None
+        return ending_of(file.read(_LOOKED_AT)) is not None
 
 
 @contextmanager
@@ -54,18 +58,12 @@ def _errors_named(uri: str) -> Iterator[None]:
     try:
         yield
     except (*OPEN_ERRORS, *READ_ERRORS) as exc:
-        reason = "no such file" if isinstance(exc, FileNotFoundError) else exc
+        reason = missing(uri) if isinstance(exc, FileNotFoundError) else exc
         raise VectorFileError(f"cannot read {uri}: {reason}") from exc
 
 
 def _in_archive(uri: str) -> bool:
     return storage.archive_of(uri) != uri
-
-
-def _ending(file: IO[bytes]) -> str | None:
-    """What a file that is at its beginning should end in, were its name to tell; None: nothing."""
-    head = file.read(_LOOKED_AT)
-    return next((end for first, end in _ENDINGS.items() if head.startswith(first)), None)
 
 
 def read_up_to(file: IO[bytes], count: int, uri: str) -> bytes:
@@ -86,6 +84,8 @@ def lines_of(file: IO[bytes], uri: str) -> Iterator[bytes]:
     read = partial(file.readline, LONGEST_LINE + 1)
     with _errors_named(uri):
         for number, line in enumerate(iter(read, b""), start=1):
+            if number == 1 and (other := no_text(line)):
+                raise VectorFileError(f"{uri}: {other}")
             if len(line) > LONGEST_LINE:
                 raise too_long(f"{uri}, line {number}")
             yield line.removeprefix(BYTE_ORDER_MARK) if number == 1 else line

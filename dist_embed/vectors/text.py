@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dist_embed.storage.first_bytes import no_text
 from dist_embed.vectors.file import (
     BLOCK_BYTES,
     BYTE_ORDER_MARK,
@@ -60,6 +61,8 @@ class TextVectors:
         head = head[self._first_byte :]
         if not head.strip():
             raise VectorFileError(f"{uri}: is empty")
+        if what := no_text(head):
+            raise VectorFileError(f"{uri}: {what}")
         if has_header:
             first, end, _ = head.partition(b"\n")
             stated = parse_header(first)
@@ -71,6 +74,8 @@ class TextVectors:
             self.num_stated, self.width = stated
             self._first_byte += len(first) + len(end)
             head = head[len(first) + len(end) :]
+            if not head.strip():
+                raise VectorFileError(f"{uri}: holds no vectors, but a header")
         lines = _first_lines(head)
         # Else a tab is part of a word.
         self._tab_ends_word = 2 * sum(b"\t" in line for line in lines) > len(lines)

@@ -13,6 +13,8 @@ from dist_embed.vectors.stream import Forward
 from dist_embed.vectors.text import parse_header
 
 _MAX_WORD_BYTES = 4096
+# What values are not, but bytes of two neighbours that are taken for one.
+_WILD = 1e20
 
 
 class Word2VecBinary:
@@ -46,6 +48,7 @@ class Word2VecBinary:
         assert self.num_stated is not None
         size = 4 * self.width
         group = max(1, BLOCK_BYTES // size)
+        on_lines = False
         with Forward(self.uri) as data:
             data.until(b"\n", _MAX_WORD_BYTES)
             for first in range(0, self.num_stated, group):
@@ -54,22 +57,25 @@ class Word2VecBinary:
                 mine = (first // group) % num_parts == part
                 values = np.empty((count if mine else 0, self.width), dtype="<f4")
                 for place in range(count):
-                    where = f"{self.uri}, entry {first + place + 1}"
-                    word = data.until(b" ", _MAX_WORD_BYTES)
-                    if word is None and data.ahead(_MAX_WORD_BYTES) == _MAX_WORD_BYTES:
-                        raise VectorFileError(
-                            f"{where}: no word found; the width in the header may be wrong"
-                        )
+                    raw = data.until(b" ", _MAX_WORD_BYTES)
+                    if raw is None:
+                        raise self._no_word(data, first + place)
                     vector = data.take(size)
-                    if word is None or len(vector) < size:
-                        raise VectorFileError(
-                            f"{where}: the file ends before it; the header promises "
-                            f"{self.num_stated:,}"
-                        )
+                    if len(vector) < size:
+                        raise self._ends_before(first + place)
+                    # The tool ends each vector with a line end, which others leave out.
+                    word = raw.lstrip(b"\n")
+                    on_lines = on_lines or len(word) < len(raw)
+                    if b"\n" in word or (b"\0" in word and not readable(word)):
+                        raise self._out_of_step(first + place)
                     if mine:
-                        # The tool ends each vector with a line end, which others leave out.
-                        words.append(readable(word.lstrip(b"\n")))
+                        words.append(readable(word))
                         values[place] = np.frombuffer(vector, dtype="<f4")
+                if not on_lines and self.num_stated > 1:  # hardly anything else tells
+                    sizes = np.abs(values)
+                    wild = ((sizes > _WILD) & (sizes < np.inf)).any(1)
+                    if wild.any():
+                        raise self._out_of_step(first + int(wild.argmax()))
                 if mine:
                     yield HeldSegment(self.uri, first, words, values)
             if data.take(_MAX_WORD_BYTES).strip(b"\n"):
@@ -77,3 +83,23 @@ class Word2VecBinary:
                     f"{self.uri}: the header promises {self.num_stated:,} vectors of width "
                     f"{self.width}, the file goes on behind them"
                 )
+
+    def _no_word(self, data: Forward, number: int) -> VectorFileError:
+        if data.ahead(_MAX_WORD_BYTES) < _MAX_WORD_BYTES:
+            return self._ends_before(number)
+        return VectorFileError(
+            f"{self.uri}, entry {number + 1}: no word found; the width in the header may be wrong"
+        )
+
+    def _ends_before(self, number: int) -> VectorFileError:
+        return VectorFileError(
+            f"{self.uri}, entry {number + 1}: the file ends before it; the header promises "
+            f"{self.num_stated:,}"
+        )
+
+    def _out_of_step(self, number: int) -> VectorFileError:
+        return VectorFileError(
+            f"{self.uri}, entry {number + 1}: is no word and vector; the width in the header is "
+            "wrong, or the word of this or an earlier entry has a blank, which this form cannot "
+            "tell from its end: write such vectors as text or Parquet"
+        )

@@ -24,7 +24,7 @@ class Block(NamedTuple):
     """Some words in the order of their ids.
 
     Attributes:
-        words: n of them, without spaces.
+        words: n of them.
         counts: [n] how often each occurs in the training data.
         vectors: [n, D] float32.
         ids: [n] of the words; None: 0 and on over all blocks.
@@ -101,6 +101,11 @@ def _text(block: Block, uri: str) -> Iterator[bytes]:
 
 def _binary(block: Block, uri: str) -> Iterator[bytes]:
     for word, row in zip(block.words, block.vectors.astype("<f4"), strict=True):
+        if " " in word:
+            raise UserError(
+                f"{uri}: the word {printable(word)!r} has a blank in it, which ends words in this "
+                "form; text and Parquet can hold it"
+            )
         yield b"%b %b\n" % (as_line(word, uri), row.tobytes())
 
 

@@ -278,9 +278,25 @@ def test_wrong_json_is_one_line(put: Put, row: str) -> None:
 
 
 def test_wrong_json_is_told_by_its_line_alone(put: Put) -> None:
-    path = put("x.json", '[\n{"source": "a", "target": "b"}\n]\n')
-    told = "line 1: Expecting value, column 2; an object a line is expected"
-    assert refused(path) == f"{path}, {told}"
+    path = put("x.json", '{"source": "a", "target": "b"}\n{\n')
+    told = "column 2; an object a line is expected"
+    assert re.fullmatch(rf"{path}, line 2: Expecting property .*, {told}", refused(path))
+
+
+def test_a_list_of_objects_is_told_how_it_becomes_lines(put: Put) -> None:
+    row = '{"source": "a", "target": "b"}'
+    for content in (f"[{row}, {row}]\n", f"[\n{row}\n]\n", f"[{', '.join(9 * [row])}]\n"):
+        message = refused(put("x.json", content), max_line_bytes=200)
+        assert "an object a line is expected, as jq -c '.[]' makes of a list" in message
+
+
+def test_numbers_beside_texts_of_json_may_have_any_length(put: Put) -> None:
+    rows = [f'{{"source": "a", "target": "b", "id": {"9" * 5000}}}', '{"source": 12, "target": ""}']
+    found, count, first = skipping(put("x.jsonl", "\n".join(rows)))
+    assert (found, count) == ([("a", "b")], 1)
+    assert "line 2: '12' is not text" in first
+    path = put("x.jsonl", '{"source": "\\ud83d", "target": "b"}\n')
+    assert r"line 1: half a character, '\ud83d', as JSON can write" in refused(path)
 
 
 @pytest.mark.parametrize("name", ["x.jsonl", "x.tmx", "x.parquet"])
@@ -475,6 +491,29 @@ def test_a_zip_with_one_file_is_read_as_that_file(put: Put) -> None:
     assert pairs(put("x.zip", zipped(**{"x.txt": "a\tb\n"})), NUMBERED) == [("a", "b")]
 
 
+def test_what_macos_puts_into_a_zip_is_passed_over(put: Put) -> None:
+    files = {"x.en": "a\n", "x.de": "b\n", ".DS_Store": "x"}
+    packed = io.BytesIO(zipped(**files))
+    with zipfile.ZipFile(packed, "a") as archive:
+        archive.writestr("__MACOSX/folder/._x.en", b"\0\5\x16\7")
+        archive.writestr("__MACOSX/folder/._x.de", b"\0\5\x16\7")
+    assert pairs(put("x.zip", packed.getvalue()), LANGUAGES) == [("a", "b")]
+
+
+@pytest.mark.parametrize("name", ["x.parquet.gz", "x.parquet.zst", "x.zip"])
+def test_parquet_that_is_compressed_once_more_is_unpacked(put: Put, name: str) -> None:
+    buffer = io.BytesIO()
+    texts = {"source": ["a", "b"], "target": ["c", "d"]}
+    pq.write_table(pa.table(texts), buffer, row_group_size=1)
+    content = buffer.getvalue()
+    path = put(name, {
+        "gz": gzip.compress, "zst": lambda data: pa.compress(data, "zstd", asbytes=True),
+        "zip": lambda data: zipped(**{"x.parquet": data}),
+    }[name.rpartition(".")[2]](content))  # fmt: skip
+    assert pairs(path) == [("a", "c"), ("b", "d")]
+    refused(put("cut.parquet.gz", gzip.compress(content)[:-9]))
+
+
 def test_a_compressed_file_of_a_zip_is_named(put: Put) -> None:
     path = put("x.zip", zipped(**{"x.csv.gz": gzip.compress(b"source,target\na,b\n")}))
     inside = f"zip://folder/x.csv.gz::{path}"
@@ -521,6 +560,57 @@ def test_an_error_of_a_reader_is_none_of_the_archive(put: Put) -> None:
     path = put("x.zip", zipped(**{"x.tsv": "a\tb\n"}))
     with pytest.raises(RecursionError), archive_of(path):
         raise RecursionError
+
+
+# What is no text, and what cannot be read.
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("a\nb\n".encode("utf-16"), "is in UTF-16"),
+        ("a cat\nb\n".encode("utf-16-le"), "is in UTF-16"),
+        ("a cat\nb\n".encode("utf-16-be"), "is in UTF-16"),
+        (b"a cat\ryes\r", "has lines that end with CR alone"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n", "git lfs pull"),
+        (b" <!DOCTYPE html>\n<html>\n", "is a web page"),
+        (b"\xef\xbb\xbf<!doctype html>\n<html>\n", "is a web page"),
+        (b'<refset setid="newstest2014">\n<seg id="1">A cat</seg>\n', "is XML or SGML"),
+        (b"<?xml version='1.0' encoding='utf-8'?>\n<dataset id='x'>\n", "is XML or SGML"),
+        (gzip.compress(b"a\n"), r"begins like a \.gz file: unpack it, let its name"),
+        (bytes(99), "begins with zeros"), (b"PAR1" + bytes(9), r"begins like a \.parquet file"),
+        (b"7z\xbc\xaf\x27\x1c" + bytes(9), "is packed by 7-Zip"),
+        (b"PK\3\4" + bytes(26) + b"[Content_Types].xml", "of an office program: save it as CSV"),
+        (b"x\0" + bytes(255) + b"ustar\x0000" + bytes(247) + b"a\tb\n", "is a tar archive"),
+    ],
+)  # fmt: skip
+def test_what_is_no_text_is_named_and_never_passed_over(
+    put: Put, content: bytes, said: str, skip: bool
+) -> None:
+    """Both sides may have as many lines of it, and all would be pairs."""
+    path = put("x", content)
+    for corpus in (
+        ParallelText(source=(path,), target=(path,), skip_wrong=skip),
+        ParallelText(pairs=(path,), columns=NUMBERED, skip_wrong=skip),
+    ):
+        with pytest.raises(CorpusError, match=f"^{path}: .*{said}"):
+            list(read_pairs(corpus))
+
+
+def test_carriage_returns_within_lines_are_text(put: Put) -> None:
+    path = put("x", b"a\rb\tc\nd\te\r")
+    assert pairs(path, NUMBERED) == [("a\rb", "c"), ("d", "e")]
+
+
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("ending", ["gz", "bz2", "xz", "zst"])
+def test_of_two_sides_the_one_that_is_damaged_is_named(put: Put, ending: str, side: int) -> None:
+    paths = [put("whole", "a\n"), put("whole", "a\n")]
+    paths[side] = put(f"damaged.{ending}", "a\n")
+    corpus = ParallelText(source=(paths[0],), target=(paths[1],))
+    with pytest.raises(CorpusError, match=f"^cannot read {paths[side]}: "):
+        list(read_pairs(corpus))
 
 
 # Rows that cannot be read, and what has no end.
@@ -627,7 +717,7 @@ def test_what_unpacks_to_hundreds_of_times_its_size_is_refused(
 
     path = stored("x.tsv", text)
     read = read_pairs(ParallelText(pairs=(path,), columns=(1, 2)))
-    with pytest.raises(CorpusError, match=rf"cannot read {path}: it holds more than 200 times"):
+    with pytest.raises(CorpusError, match=rf"cannot read {path}.*: it holds more than 200 times"):
         list(read)
     vectors = stored("x.vec", text.replace(b"\t", b" ").replace(b"a\n", b"1\n"))
     with pytest.raises(VectorFileError, match=r"x\.vec.*: it holds more than 200 times its size"):
@@ -692,7 +782,7 @@ class Endless(io.RawIOBase):
         return count
 
 
-@pytest.mark.parametrize("unit", [b"x", b"\r", b"\0"])
+@pytest.mark.parametrize("unit", [b"x", b"\r", b"\x01"])
 @pytest.mark.parametrize("limit", [20, 2**20])
 def test_a_line_without_an_end_is_refused_before_more_of_it_is_read(
     unit: bytes, limit: int

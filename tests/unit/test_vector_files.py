@@ -490,11 +490,10 @@ def test_a_mistake_in_a_list_of_words_is_told(
     ]:
         words = tmp_path / name
         words.write_bytes(content)
-        file = as_file(open_vectors(uri, None, words=str(words)))
         with pytest.raises(VectorFileError, match=said):
-            read(file)
+            read(as_file(open_vectors(uri, None, words=str(words))))
     words.write_bytes(packed)
-    assert read(file)[0] == ["a", "b", "c"]
+    assert read(as_file(open_vectors(uri, None, words=str(words))))[0] == ["a", "b", "c"]
     # A mark of the byte order is one at the beginning alone.
     words = tmp_path / "words"
     words.write_bytes(b"\xef\xbb\xbfa\r\n\xef\xbb\xbfb\r\nc\r\n\r\n")
@@ -648,6 +647,26 @@ def test_what_is_wrong_with_a_binary_file_is_said(
     with pytest.raises(VectorFileError, match=said) as caught:
         read(word2vec_binary.Word2VecBinary(uri))
     assert str(caught.value).startswith(uri)
+
+
+@pytest.mark.parametrize("end", [b"\n", b""])
+@pytest.mark.parametrize("word", ["new york", "in a", "the old man", "a \u00a0"])
+def test_words_with_blanks_in_a_binary_file_are_refused(
+    tmp_path: Path, word: str, end: bytes
+) -> None:
+    """As gensim writes them, and reads others: nothing tells where such a word ends."""
+    words = [f"w{i}" for i in range(40)]
+    words[7::8] = [f"{word}{i}" for i in range(7, 40, 8)]
+    uri = saved(tmp_path, "v.bin", as_binary(words, vectors_of(40, 16), end))
+    with pytest.raises(VectorFileError, match=r"v\.bin, entry \d+: is no word and vector; .*blank"):
+        read(word2vec_binary.Word2VecBinary(uri))
+
+
+def test_control_characters_may_be_in_words_of_a_binary_file(tmp_path: Path) -> None:
+    words = ["a\0b", "\x01", "\x85", "\u2028", "\r"]
+    for end in (b"\n", b""):
+        uri = saved(tmp_path, "v.bin", as_binary(words, vectors_of(5, 3), end))
+        assert read(word2vec_binary.Word2VecBinary(uri))[0] == words
 
 
 def test_a_word_of_a_binary_file_has_up_to_4095_bytes(tmp_path: Path) -> None:

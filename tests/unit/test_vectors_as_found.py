@@ -14,10 +14,13 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+import zstandard
 from numpy.typing import NDArray
 
 from dist_embed.config.load import config_from_dict
@@ -43,6 +46,12 @@ PLAIN = b"a 1 2\nb 3 4\nc 5 6\n"
 def saved(folder: Path, name: str, content: bytes) -> str:
     (folder / name).write_bytes(content)
     return str(folder / name)
+
+
+def npy_of(array: NDArray[Any]) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
 
 
 def found_in(
@@ -95,8 +104,25 @@ def test_a_tab_decides_where_the_word_ends(tmp_path: Path) -> None:
         found_in(saved(tmp_path, "v.txt", too_many))
 
 
+def as_pzstd(content: bytes) -> bytes:
+    """Each frame behind one that is skipped, which has the other's size."""
+    frame = zstandard.compress(content)
+    return b"\x50\x2a\x4d\x18\4\0\0\0" + len(frame).to_bytes(4, "little") + frame
+
+
+def zipped_on_a_mac(content: bytes) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        archive.writestr("in/v.txt", content)
+        archive.writestr("in/.DS_Store", b"x")
+        archive.writestr("__MACOSX/in/._v.txt", b"x")
+    return packed.getvalue()
+
+
 @pytest.mark.parametrize("name", ["v.GZ", "v", "v.txt", "v.zst"])
-@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress, bytes])
+@pytest.mark.parametrize(
+    "pack", [gzip.compress, bz2.compress, lzma.compress, as_pzstd, zipped_on_a_mac, bytes]
+)
 def test_the_first_bytes_tell_how_a_file_is_compressed(
     tmp_path: Path, name: str, pack: Any
 ) -> None:
@@ -137,7 +163,9 @@ def test_a_file_in_an_archive_is_read_by_its_name(
             assert storage.absolute(uri) == f"{kind}://in/v.2d.txt::{path}"
             assert path_of(uri) == str(place)
         assert found_in(f"{kind}://in/v.one.txt::{path}")[0] == ["x"]
-        with pytest.raises(VectorFileError, match=r"none\.txt::.*: no such file"):
+        with pytest.raises(
+            VectorFileError, match=r"none\.txt::.*: no such file; there are in/v.2d"
+        ):
             open_vectors(f"{kind}://none.txt::{path}", None)
         with pytest.raises(VectorFileError, match=rf"{kind}://NAME::"):
             open_vectors(str(path), None)
@@ -148,6 +176,25 @@ def test_a_file_in_an_archive_is_read_by_its_name(
         archive.writestr("a.gz", data)
         archive.writestr("b.gz", data)
     assert found_in("zip://b.gz::twice.zip")[0] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("name", ["v.tar.gz", "v.tar.bz2", "v.tgz", "v.tar"])
+@pytest.mark.parametrize("is_cut", [True, False])
+def test_an_archive_that_is_damaged_is_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, is_cut: bool
+) -> None:
+    """It is no store that comes back."""
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("waits for a store"))
+    (path,) = [path for _, path in archives(tmp_path) if path.name == name]
+    content = path.read_bytes()
+    cut = content[: 700 if name == "v.tar" else len(content) // 2]
+    path.write_bytes(cut if is_cut else b"no archive" * 99)
+    fsspec.filesystem("memory").pipe_file(f"/{path}", path.read_bytes())
+    uris = [f"tar://in/v.one.txt::{path}", f"tar://in/v.one.txt::memory:/{path}"]
+    # What bzip2's reader says of no archive, a store may say as well.
+    for uri in uris[: 1 if name == "v.tar.bz2" and not is_cut else 2]:
+        with pytest.raises(UserError, match=rf"cannot (?:read|open) .*{uri}"):
+            open_vectors(uri, None)
 
 
 @pytest.mark.parametrize("rows_at_once", [1, 2, 100])
@@ -238,13 +285,25 @@ def floret_model(mode: int = 0, hashes: int = 2, update_rate: int = 100) -> byte
         (floret_model(), r"is a model of floret, .*give the \.vec file"),
         (floret_model(mode=1, hashes=1, update_rate=1), "is a model of floret"),
         (b"\x89HDF\r\n\x1a\n" + bytes(99), "is HDF5"),
-        (b"<!DOCTYPE html>\n<html lang='en'>\n", "expected lines of a word and numbers, found '<!"),
+        (b"<!DOCTYPE html>\n<html lang='en'>\n", "is a web page"),
         (b"3 2\nthis is text\n", r"line 2 \('this'\): 'is' is not a number"),
         (b"3 4\nthis is text\n", "line 2: 2 numbers, the width is 4"),
         (b"word,x,y\na,1,2\n", "expected lines of a word and numbers, found 'word,x,y'"),
         (bytes(range(256)) * 9, "expected lines of a word and numbers"),
+        (b"0.5 1\n2 -3\n4.5 6\n", "lines of numbers alone; give the list of their words"),
+        (b"2 2\n", "holds no vectors, but a header"), (b"0 2", "holds no vectors, but a header"),
+        (PLAIN.replace(b"\n", b"\r"), "lines that end with CR alone"),
+        (PLAIN.decode().encode("utf-16"), "is in UTF-16"),
+        (PLAIN.decode().encode("utf-16-be"), "is in UTF-16"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n", "git lfs pull"),
+        (b"7z\xbc\xaf\x27\x1c" + bytes(9), "is packed by 7-Zip"),
+        (b"\x04\x22M\x18" + bytes(9), "is packed by .*LZ4"),
+        (b"\x1f\x9d\x90" + bytes(9), "is packed by .*compress"),
+        (b"ARROW1\0\0" + bytes(9), "is Arrow's"),
+        (gzip.compress(gzip.compress(PLAIN)), "is compressed twice"),
+        (bz2.compress(pickle.dumps(PLAIN)), "is pickled"),
     ],
-)
+)  # fmt: skip
 def test_what_is_no_file_of_vectors_is_named_and_gets_no_width(
     tmp_path: Path, content: bytes, said: str
 ) -> None:
@@ -299,6 +358,47 @@ def test_vectors_of_one_number_are_read_with_a_header_or_where_they_are_meant(
         assert (words, vectors.shape) == (["a", "b", "c"], (3, 1))
 
 
+def test_what_torch_saves_is_not_read(tmp_path: Path) -> None:
+    torch.save({"weight": torch.zeros(2, 2)}, tmp_path / "v.bin")
+    with pytest.raises(VectorFileError, match=r"v\.bin: is what torch.save writes, pickled"):
+        open_vectors(str(tmp_path / "v.bin"), None)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"the 1061396\nof 593677\nto 593677\n", "a number behind each word"),
+        (b"January\t1\nFebruary\t2\nMarch\t3\n", "a number behind each word"),
+        (b'["the", "of"]', "is JSON"), (b'{\n "the": 0,\n "of": 1\n}\n', "is JSON"),
+        ("the\nof\nto\n".encode("utf-16"), "is in UTF-16"), (b"the\rof\rto", "CR alone"),
+        (pickle.dumps(["the", "of", "to"]), "is an array or pickled"),
+        (npy_of(np.array(["the", "of", "to"])), "is an array or pickled"),
+    ],
+)  # fmt: skip
+def test_a_list_that_is_none_of_words_is_refused(tmp_path: Path, content: bytes, said: str) -> None:
+    """A list with a line more or less than rows is taken: nothing else would tell."""
+    words = saved(tmp_path, "words", content)
+    for name, matrix in (("v.npy", npy_of(VECTORS)), ("v.tsv", b"1\t2\n3\t4\n5\t6\n")):
+        with pytest.raises(VectorFileError, match=rf"{words}: .*{said}.*a word a line"):
+            open_vectors(saved(tmp_path, name, matrix), None, words=words)
+
+
+def test_words_that_look_like_anything_else_are_words(tmp_path: Path) -> None:
+    for words in (["[", '"', '["', "{", "1990"], ["January 1", "January 2", "January 3"]):
+        listed = saved(tmp_path, "words", "\n".join(words).encode())
+        uri = saved(tmp_path, "v.npy", npy_of(np.zeros((len(words), 2), np.float32)))
+        file = open_vectors(uri, None, words=listed)
+        assert not isinstance(file, FastTextBinary)
+        assert read(file)[0] == words
+
+
+def test_a_tensor_belongs_to_safetensors_alone(tmp_path: Path) -> None:
+    words = saved(tmp_path, "words", b"a\nb\nc\n")
+    uri = saved(tmp_path, "v.npy", npy_of(VECTORS))
+    with pytest.raises(VectorFileError, match=r"tensor='x' is not allowed: this is npy"):
+        open_vectors(uri, None, words=words, tensor="x")
+
+
 def test_pickled_arrays_are_not_read(tmp_path: Path) -> None:
     np.save(tmp_path / "v.npy", np.array([[1.0, "x"]], dtype=object), allow_pickle=True)
     words = saved(tmp_path, "words", b"a\n")
@@ -307,8 +407,12 @@ def test_pickled_arrays_are_not_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [pa.float16(), pa.float32(), pa.float64()])
-@pytest.mark.parametrize("lists", [pa.list_, pa.large_list, lambda kind: pa.list_(kind, 2)])
-@pytest.mark.parametrize("texts", [pa.string(), pa.large_string(), pa.string_view(), pa.binary()])
+@pytest.mark.parametrize(
+    "lists", [pa.list_, pa.large_list, lambda kind: pa.list_(kind, 2), pa.list_view]
+)
+@pytest.mark.parametrize(
+    "texts", [pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.binary_view()]
+)
 @pytest.mark.parametrize("in_dictionary", [False, True])
 def test_parquet_of_any_tool(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any, lists: Any, texts: Any,
@@ -318,7 +422,7 @@ def test_parquet_of_any_tool(
     words = ["a", None, "c"]
     rows = pa.array([row.astype(kind.to_pandas_dtype()) for row in VECTORS], lists(kind))
     tokens = pa.array(words, texts)
-    if in_dictionary and texts != pa.string_view():  # of which Parquet holds no dictionary
+    if in_dictionary and "view" not in str(texts):  # of which Parquet holds no dictionary
         tokens = tokens.dictionary_encode()
     table = pa.table({"n": [1, 2, 3], "token": tokens, "embedding": rows})
     with pq.ParquetWriter(tmp_path / "v.parquet", table.schema) as file:
@@ -329,6 +433,7 @@ def test_parquet_of_any_tool(
     np.testing.assert_array_equal(vectors, VECTORS)
 
 
+@pytest.mark.filterwarnings("error:overflow")
 @pytest.mark.parametrize(
     ("columns", "said"),
     [
@@ -338,6 +443,8 @@ def test_parquet_of_any_tool(
         ({"word": ["x", "y"], "vector": [[1.0, 2.0], None]}, "row 2: expected 2 numbers, found 0"),
         ({"word": ["x"], "vector": [[1.0, None]]}, "row 1: expected 2 numbers, or one"),
         ({"word": ["x"], "vector": [[1.0, np.inf]]}, r"entry 1 \('x'\): a value is not finite"),
+        ({"word": ["x"], "vector": [[1.0, 1e300]]}, r"entry 1 \('x'\): a value is not finite"),
+        ({"word": ["x"], "vector": [[1, 2]]}, r"one column of lists of floating-point numbers; it"),
         ({"word": ["x"], "vector": [pa.scalar([], pa.list_(pa.float32()))]}, "holds no vectors"),
     ],
 )
@@ -348,11 +455,13 @@ def test_what_is_wrong_with_a_parquet_file_is_said(
     with pytest.raises(VectorFileError, match=rf"v\.parquet.*{said}"):
         found_in(str(tmp_path / "v.parquet"))
     content = (tmp_path / "v.parquet").read_bytes()
+    with pytest.raises(VectorFileError, match="Parquet within a compressed file"):
+        open_vectors(saved(tmp_path, "v.gz", gzip.compress(content)), None)
     with pytest.raises(VectorFileError, match="cannot read"):
         found_in(saved(tmp_path, "cut.parquet", content[: len(content) // 2]))
 
 
-ODD_WORDS = ["a\tb", "a\t5", "\x1f", "\x0b1", "\u2028", "x\r", "東京", "c"]
+ODD_WORDS = ["a\tb", "a\t5", "\x1f", "\x0b", "\x0b1", "\u2028", "x\r", "東京", "c"]
 
 
 @pytest.mark.parametrize("format", ["word2vec", "word2vec-bin", "glove", "parquet"])
@@ -381,6 +490,15 @@ def test_a_word_with_the_end_of_a_line_goes_to_parquet_alone(tmp_path: Path) -> 
         else:
             with pytest.raises(UserError, match=r"the word 'a\\\\nb' has a line's end .* Parquet"):
                 write_vectors(uri, format, [block], num_words=1, width=2)  # type: ignore[arg-type]
+
+
+def test_a_word_with_a_blank_is_not_written_where_a_blank_ends_words(tmp_path: Path) -> None:
+    block = Block(["a b"], np.ones(1, np.int64), VECTORS[:1])
+    for format in ("word2vec", "glove", "parquet"):
+        write_vectors(str(tmp_path / format), format, [block], num_words=1, width=2)  # type: ignore[arg-type]
+        assert found_in(str(tmp_path / format))[0] == ["a b"]
+    with pytest.raises(UserError, match=r"the word 'a b' has a blank .* text and Parquet can"):
+        write_vectors(str(tmp_path / "bin"), "word2vec-bin", [block], num_words=1, width=2)
 
 
 @pytest.mark.parametrize("rows_at_once", [1, 100])

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import IO
 
 from dist_embed.data.text.lines import lines_of
-from dist_embed.data.text.rows import Column, Pair, WrongRow, cell, names_alone, nested
+from dist_embed.data.text.rows import Column, Pair, WrongRow, cell, names_alone, nested, too_long
+
+_EXPECTED = "an object a line is expected"
+_OF_A_LIST = ", as jq -c '.[]' makes of a list"
 
 
 def json_pairs(
@@ -18,19 +22,20 @@ def json_pairs(
     ``columns`` are keys, in objects within others ``translation.en``. Raises CorpusError.
     """
     source, target = names_alone(name, columns)
-    for number, line in enumerate(lines_of(file, name, limit), start=1):
+    # Not as int, which Python makes of 4,300 digits at most.
+    decode = json.JSONDecoder(parse_int=Decimal).decode
+    beyond = f"{too_long(limit)}; {_EXPECTED}{_OF_A_LIST}"
+    for number, line in enumerate(lines_of(file, name, limit, beyond), start=1):
         if isinstance(line, WrongRow):
             yield line
         elif line and not line.isspace():
+            expected = _EXPECTED + _OF_A_LIST * line.lstrip().startswith("[")
             try:
-                row = json.loads(line)
+                row = decode(line)
                 if not isinstance(row, dict):
-                    raise ValueError("no object; one a line is expected")
+                    raise ValueError(f"no object; {expected}")
                 yield cell(nested(row, source), limit), cell(nested(row, target), limit)
             except json.JSONDecodeError as exc:  # which knows of one line alone
-                yield WrongRow(
-                    f"{name}, line {number}: {exc.msg}, column {exc.colno}; an object a line is "
-                    "expected"
-                )
+                yield WrongRow(f"{name}, line {number}: {exc.msg}, column {exc.colno}; {expected}")
             except (ValueError, RecursionError) as exc:
                 yield WrongRow(f"{name}, line {number}: {exc}")

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from functools import partial
 from typing import IO
 
-from dist_embed.data.text.rows import CorpusError, WrongRow, too_long
-from dist_embed.storage.compressed import OPEN_ERRORS, READ_ERRORS, open_decompressed
+from dist_embed.data.text.rows import CorpusError, WrongRow, not_utf8, too_long
+from dist_embed.storage.compressed import OPEN_ERRORS, READ_ERRORS, missing, open_decompressed
+from dist_embed.storage.first_bytes import ending_of, no_text
 
 # Bytes: a thousand times what a sentence has.
 LONGEST_LINE = 2**20
@@ -23,13 +24,19 @@ def opened(uri: str) -> Iterator[IO[bytes]]:
     try:
         file = open_decompressed(uri)
     except OPEN_ERRORS as exc:
-        reason = "no such file" if isinstance(exc, FileNotFoundError) else exc
+        reason = missing(uri) if isinstance(exc, FileNotFoundError) else exc
         raise CorpusError(f"cannot read {uri}: {reason}") from exc
-    with file:
-        try:
-            yield file
-        except READ_ERRORS as exc:
-            raise CorpusError(f"cannot read {uri}: {exc}") from exc
+    with file, _reading(uri):
+        yield file
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """What goes wrong with a file in the block is raised as a CorpusError that names it."""
+    try:
+        yield
+    except READ_ERRORS as exc:
+        raise CorpusError(f"cannot read {name}: {exc}") from exc
 
 
 def read_lines(uri: str, *, limit: int = LONGEST_LINE, beyond: str = "") -> Iterator[str]:
@@ -56,10 +63,18 @@ def decoded_lines(
 
 def lines_of(file: IO[bytes], name: str, limit: int, beyond: str = "") -> Iterator[str | WrongRow]:
     """The lines of an open file, and what is wrong with those that are none; ``beyond`` is what is
-    wrong with longer ones, in place of the name of a corpus' setting.
+    wrong with longer ones, in place of the name of a corpus' setting. Raises CorpusError where the
+    file cannot be read, or is no text.
     """
+    with _reading(name):  # of several that are open it is this one
+        yield from _lines(file, name, limit, beyond or too_long(limit))
+
+
+def _lines(file: IO[bytes], name: str, limit: int, beyond: str) -> Iterator[str | WrongRow]:
     read = partial(file.readline, limit + 2)  # so that it fits with its end
     for number, line in enumerate(iter(read, b""), start=1):
+        if number == 1 and (other := no_text(line) or _packed(line)):
+            raise CorpusError(f"{name}: {other}")
         text = line.rstrip(b"\r\n")
         is_long, size = len(text) > limit, len(line)
         while not is_long and line and not line.endswith(b"\n"):  # the rest may be of the end
@@ -67,14 +82,20 @@ def lines_of(file: IO[bytes], name: str, limit: int, beyond: str = "") -> Iterat
             size += len(line)
             is_long = bool(line.rstrip(b"\r\n")) or size > limit + LONGEST_LINE
         if is_long:
-            yield WrongRow(f"{name}, line {number}: {beyond or too_long(limit)}")
+            yield WrongRow(f"{name}, line {number}: {beyond}")
             while line and not line.endswith(b"\n"):  # only for whoever goes on: it may be endless
                 line = read()
             continue
         try:
             yield text.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as exc:
-            yield WrongRow(
-                f"{name}, line {number}: not valid UTF-8 (byte {exc.object[exc.start]:#04x} "
-                f"at column {exc.start + 1})"
-            )
+            yield WrongRow(f"{name}, line {number}: {not_utf8(exc)}")
+
+
+def _packed(line: bytes) -> str | None:
+    """What is said of a file that is compressed, or Parquet, where its name told that it is not."""
+    ending = ".parquet" if line.startswith(b"PAR1") else ending_of(line)
+    return ending and (
+        f"begins like a {ending} file: unpack it, let its name end so, or name the file in it, as "
+        "tar://NAME::ARCHIVE"
+    )

@@ -32,6 +32,11 @@ def too_long(limit: int) -> str:
     return f"longer than max_line_bytes={limit:,}"
 
 
+def not_utf8(exc: UnicodeDecodeError) -> str:
+    """What is wrong with bytes that are no text."""
+    return f"not valid UTF-8 (byte {exc.object[exc.start]:#04x} at column {exc.start + 1})"
+
+
 def one_line(text: str) -> str:
     """``text`` with spaces for the ends of its lines."""
     return _LINE_ENDS.sub(" ", text)
@@ -42,12 +47,19 @@ def cell(value: Any, limit: int) -> str:
     if value is None:
         return ""
     if isinstance(value, bytes):
-        value = value.decode()
+        try:
+            value = value.decode()
+        except UnicodeDecodeError as exc:
+            raise ValueError(not_utf8(exc)) from None
     if not isinstance(value, str):
         raise ValueError(f"{str(value)[:40]!r} is not text")
-    if len(value) > limit or (len(value) * 4 > limit and len(value.encode()) > limit):
-        raise ValueError(too_long(limit))
-    value.encode()  # half a character, which JSON can write
+    try:
+        if len(value) > limit or len(value.encode()) > limit:
+            raise ValueError(too_long(limit))
+    except UnicodeEncodeError as exc:
+        raise ValueError(
+            f"half a character, {exc.object[exc.start]!a}, as JSON can write"
+        ) from None
     return one_line(value)
 
 

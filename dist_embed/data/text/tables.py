@@ -194,6 +194,8 @@ def _opens(cell: str) -> bool:
 def _places(
     name: str, header: Sequence[str], columns: tuple[Column, Column], delimiter: str
 ) -> list[int]:
+    if not header:
+        raise CorpusError(f"{name}: is empty; the first line has the columns' names")
     if len(header) == 1:
         signs = "commas" if delimiter == "," else "tabs"
         raise CorpusError(
