@@ -60,6 +60,11 @@ def true_or_false(name: str, value: Any) -> None:
         raise UserError(f"{name}: {shown(value)} is not allowed: True or False")
 
 
+def can_be_listed(value: Any) -> bool:
+    """Whether it is iterable; arrays without dimensions only look so."""
+    return isinstance(value, Iterable) and getattr(value, "ndim", 1) != 0
+
+
 def of_kind(name: str, value: Any, kind: type, allowed: str) -> None:
     """Raise UserError unless ``value`` is of a class; ``allowed`` says which, to a user."""
     if not isinstance(value, kind):
@@ -80,8 +85,15 @@ def function(name: str, value: Any) -> None:
 
 
 def path_as_text(path: os.PathLike[str]) -> str:
-    """Raises UserError: it was made of a URL, whose two slashes pathlib makes one of."""
-    text = os.fspath(path)
+    """Raises UserError: it is none of text, or was made of a URL, whose two slashes pathlib makes
+    one of.
+    """
+    try:
+        text = os.fspath(path)
+    except TypeError:
+        text = None
+    if not isinstance(text, str):
+        raise UserError(f"{shown(path)} is not allowed: a path as str or pathlib.Path")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
         raise UserError(f"{path!r} is not allowed: a URL is given as text, not as a path")
     return text

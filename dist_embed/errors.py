@@ -4,6 +4,7 @@ Errors of a part of the project (`CorpusError`, `CheckpointError`, …) are `Use
 defined there. What the system says of a file stays an `OSError`: it names the file.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 from dist_embed.passwords import masked
@@ -47,3 +48,14 @@ class RunStopped(DistEmbedError):
 
     The command's exit code is 128 and the number of the signal, as of a process that it ends.
     """
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, what it came from, what that came from, …: each once, for some are their own cause
+    (``raise exc from exc``).
+    """
+    told: list[BaseException] = []
+    while error is not None and not any(error is one for one in told):
+        yield error
+        told.append(error)
+        error = error.__cause__

@@ -11,7 +11,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-from dist_embed.errors import UserError
+from dist_embed.errors import UserError, causes
 
 # Names as they are imported. The last three are torchrec's own needs: two of them ask for torch.
 CHOSEN_BY_SETUP = (
@@ -76,13 +76,14 @@ def require(*packages: str) -> None:
 
 def missing_package(error: BaseException | None) -> MissingPackage | None:
     """What an import that failed with ``error``, or with what that came from, lacks of these."""
-    while isinstance(error, ImportError):
-        package = (error.name or "").partition(".")[0]
+    for step in causes(error):
+        if not isinstance(step, ImportError):
+            break
+        package = (step.name or "").partition(".")[0]
         # Another ImportError: it is there, but cannot be loaded.
         known = package in CHOSEN_BY_SETUP or package in EXTRAS
-        if isinstance(error, ModuleNotFoundError) and known:
+        if isinstance(step, ModuleNotFoundError) and known:
             return MissingPackage(_told(package))
-        error = error.__cause__
     return None
 
 

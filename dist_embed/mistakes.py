@@ -55,7 +55,8 @@ def _explain(error: Any, whole: type[BaseModel], origin: str, page: str) -> str:
     if error["type"] != "extra_forbidden":  # pydantic adds which member of a union it tried
         location = [part for part in location if part not in _MEMBERS]
     location = [part for part in location if not _is_section(part)]
-    where = f"{origin}: {'.'.join(map(str, location))}" if location else origin
+    # A file of another kind may have lines of any length where a key would be.
+    where = f"{origin}: {begins('.'.join(map(str, location)))}" if location else origin
     model, field = _model_at(whole, [part for part in location if isinstance(part, str)])
     if error["type"] == "extra_forbidden":
         names = list(model.model_fields) if model is not None else []

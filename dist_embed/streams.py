@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import select
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -92,6 +93,20 @@ def end_of_output() -> None:
         stream.flush()
     except OSError as exc:
         raise OSError(exc.errno, exc.strerror, "standard output") from exc
+
+
+def has_seen_enough(exc: BrokenPipeError) -> bool:
+    """Whether it is of our output, whose reader has gone: of a pipe that is named, or of standard
+    output. Pipes to processes break too, and that is a failure.
+    """
+    if exc.filename is not None:
+        return True
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)  # errors are told unasked
+    except (OSError, ValueError, AttributeError):  # none, closed, or of a script's own
+        return False
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 _results_alone = False

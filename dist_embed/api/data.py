@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 
 from dist_embed.api.given import config_given, on_event_given
+from dist_embed.arguments import true_or_false
 from dist_embed.config.paths import with_absolute_paths
 from dist_embed.config.schema import Config
 from dist_embed.data.token_shards import PreparedData
@@ -40,6 +41,8 @@ def prepare(
         RunFailed: the cluster has lost tasks, or has had no room for them.
     """
     on_event_given(on_event)
+    true_or_false("force", force)
+    true_or_false("renew", renew)
     from dist_embed.cluster.preparing import executor_of
     from dist_embed.data.preparation import ensure_data
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from os import PathLike
 from typing import Any
 
 from pydantic import BaseModel
 
-from dist_embed.arguments import function, is_unicode, whole_number
+from dist_embed.arguments import (
+    begins,
+    can_be_listed,
+    function,
+    is_unicode,
+    shown,
+    whole_number,
+)
 from dist_embed.config.checks import check, check_written
 from dist_embed.config.schema import Config, Reading
 from dist_embed.errors import UserError
@@ -64,13 +70,13 @@ def texts_given(value: Any, name: str) -> list[str]:
         value: what was given.
         name: of the argument, for the message.
     """
-    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
-        hint = f": put it into a list, [{value!r}]" if isinstance(value, str) else ""
-        raise UserError(f"{name}: {value!r} is not allowed: a list of str{hint}")
+    if isinstance(value, str | bytes) or not can_be_listed(value):
+        hint = f": put it into a list, [{begins(repr(value))}]" if isinstance(value, str) else ""
+        raise UserError(f"{name}: {begins(repr(value))} is not allowed: a list of str{hint}")
     found = list(value)
     for number, text in enumerate(found):
         if not isinstance(text, str):
-            raise UserError(f"{name}[{number}]: {text!r} is not allowed: str")
+            raise UserError(f"{name}[{number}]: {shown(text)} is not allowed: str")
         if not is_unicode(text):
             raise UserError(
                 f"{name}[{number}]: {text!r} is not allowed: it has half of a character"

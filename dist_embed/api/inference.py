@@ -15,7 +15,7 @@ from dist_embed.api.given import (
     step_given,
     texts_given,
 )
-from dist_embed.arguments import one_of, whole_number
+from dist_embed.arguments import of_kind, one_of, whole_number
 from dist_embed.cluster.feed import Feed
 from dist_embed.cluster.settings import ClusterSection, LauncherChoice
 from dist_embed.config.checks import check
@@ -73,6 +73,7 @@ def evaluate(
         UserError: there is no such run, checkpoint or split, or they do not fit together.
         RunFailed: a worker failed.
     """
+    of_kind("split", split, str, "test or validation")
     if training_tokens is not None:
         training_tokens = whole_number("training_tokens", training_tokens, 0)
     if data_folder is not None:
@@ -176,7 +177,7 @@ def config_to_use(
     instead = {}
     numbers = {"beam": beam, "candidates": candidates, "max_source_tokens": max_source_tokens}
     for key, value in numbers.items():
-        if value == "auto" and key == "candidates":
+        if isinstance(value, str) and value == "auto" and key == "candidates":
             instead[key] = value
         elif value is not None:
             instead[key] = whole_number_for(SearchSection, key, key, value)

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 from dist_embed.api.given import config_given, on_event_given, profile_given
+from dist_embed.arguments import true_or_false
 from dist_embed.cluster.settings import LauncherChoice
 from dist_embed.config.paths import with_absolute_paths
 from dist_embed.config.schema import Config
@@ -56,6 +57,7 @@ def train(
     """
     config = config_given(config)
     on_event_given(on_event)
+    true_or_false("force", force)
     if profile is not None:
         profile = profile_given(profile, config.train.max_steps)
     require(*WORKERS_NEED)
@@ -148,11 +150,9 @@ def _check_not_made(profile: tuple[int, int], run_uri: str) -> None:
 
 def tokens_per_second(run_uri: str, after_step: int = 0) -> float | None:
     """Median over the run's log lines of later steps; None where there are none."""
-    from dist_embed.run.metrics import read_metrics
+    from dist_embed.run.metrics import figures, read_metrics
 
-    found = [
-        line["tokens_per_second"]
-        for line in read_metrics(run_uri)
-        if "tokens_per_second" in line and line["step"] > after_step
-    ]
+    found = figures(
+        (line for line in read_metrics(run_uri) if line["step"] > after_step), "tokens_per_second"
+    )
     return statistics.median(found) if found else None

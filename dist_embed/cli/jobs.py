@@ -194,7 +194,7 @@ def _jobs(arguments: argparse.Namespace) -> None:
 
 def _status(arguments: argparse.Namespace) -> None:
     from dist_embed.run.logs import is_run
-    from dist_embed.run.metrics import read_metrics
+    from dist_embed.run.metrics import figure, read_metrics
 
     if is_run(arguments.job):
         raise UserError(
@@ -205,9 +205,10 @@ def _status(arguments: argparse.Namespace) -> None:
     print(_stands(job))
     print(f"run: {job.run_uri}")
     print(f"output: {job.output}")
-    lines = [line for line in read_metrics(job.run_uri) if line.get("loss") is not None]
-    if lines:
-        print(f"newest line: step {lines[-1]['step']}, loss {lines[-1]['loss']:.4f}")
+    for line in reversed(read_metrics(job.run_uri)):
+        if (loss := figure(line, "loss")) is not None:
+            print(f"newest line: step {line['step']}, loss {loss:.4f}")
+            break
 
 
 def _stands(job: Job) -> str:

@@ -11,10 +11,11 @@ import io
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 from dist_embed.cli.old_spellings import (
     in_new_words,
@@ -22,6 +23,7 @@ from dist_embed.cli.old_spellings import (
     take_output_by_place,
     with_missing_output,
 )
+from dist_embed.errors import RunFailed, causes
 from dist_embed.parallel.collector import collector_off
 from dist_embed.parallel.stop import (
     end_at_once_with,
@@ -33,7 +35,7 @@ from dist_embed.parallel.stop import (
 )
 from dist_embed.parallel.torchrun import under_torchrun
 from dist_embed.passwords import masked
-from dist_embed.streams import end_of_output, results_alone, say, say_error
+from dist_embed.streams import end_of_output, has_seen_enough, results_alone, say, say_error
 
 _MODULES = (
     "run", "plan", "jobs", "compare", "explore", "export", "study", "report", "data", "checkpoint",
@@ -66,6 +68,10 @@ class _Parser(argparse.ArgumentParser):
             "--quiet", action="store_true", default=argparse.SUPPRESS,
             help="no progress and no remarks: results and errors alone",
         )  # fmt: skip
+
+    def print_help(self, file: Any = None) -> None:
+        """Argparse's own passes over what cannot be written."""
+        print(self.format_help(), end="", file=file)
 
     def error(self, message: str) -> NoReturn:
         """It repeats what was typed."""
@@ -139,7 +145,11 @@ def _run(argv: list[str] | None) -> None:
     if "_ARGCOMPLETE" in os.environ:  # a shell asks what may stand next
         _complete(parser)
     words, said = in_new_words(sys.argv[1:] if argv is None else argv)
-    arguments, rest = parser.parse_known_args(with_missing_output(words))
+    try:
+        arguments, rest = parser.parse_known_args(with_missing_output(words))
+    except SystemExit:  # --help, --version
+        end_of_output()
+        raise
     with results_alone() if "quiet" in arguments else nullcontext():
         _call(parser, arguments, rest, said)
 
@@ -182,14 +192,16 @@ def _call(
 
 def _code_of(exc: BaseException) -> int:
     """The exit code of a command that ended with an error, which is told; raises what is a bug."""
-    from dist_embed.errors import DistEmbedError, NotWritable, RunFailed, RunStopped
+    from dist_embed.errors import DistEmbedError, NotWritable, RunStopped
     from dist_embed.installed import missing_package
 
-    if isinstance(exc, BrokenPipeError):  # the reader of our output has seen enough
+    if isinstance(exc, BrokenPipeError) and has_seen_enough(exc):
         return 0
-    exc = missing_package(exc) or exc
+    exc = missing_package(exc) or _beyond_limits(exc) or exc
     if not isinstance(exc, DistEmbedError | OSError):
         raise exc
+    if _is_of_print(exc):
+        exc.filename = "standard output"
     say_error(f"dist-embed: {exc}")
     if isinstance(exc, RunStopped):
         return 128 + (taken_signal() or signal.SIGTERM)  # none: a worker alone was asked
@@ -197,19 +209,44 @@ def _code_of(exc: BaseException) -> int:
     return 1 if failed else 2  # an OSError names the file and what is wrong
 
 
-def _has_no_room(exc: BaseException | None) -> bool:
+def _beyond_limits(exc: BaseException) -> Exception | None:
+    """What is told of memory, threads or open files that this process does not get; None: it is
+    another error. PyTorch's are RuntimeErrors (2.13, alloc_cpu.cpp).
+    """
+    if isinstance(exc, OSError) and exc.errno in (errno.EMFILE, errno.ENFILE):
+        return RunFailed(f"{exc}; more are allowed by `ulimit -n`")
+    if not isinstance(exc, MemoryError | RuntimeError):
+        return None
+    said = str(exc).split("\n")[0]
+    if isinstance(exc, MemoryError) or "can't allocate memory" in said:
+        return RunFailed(f"out of memory{said and f': {said}'}")
+    if said == "can't start new thread":
+        return RunFailed(f"{said}: no memory for it, or a limit: ulimit -u, or the container's")
+    return None
+
+
+def _is_of_print(exc: BaseException) -> TypeGuard[OSError]:
+    """Whether a command has printed into a full disk: the system does not say where it wrote, and
+    commands write nothing else without a name.
+    """
+    if not isinstance(exc, OSError) or exc.filename is not None or exc.errno not in _NO_ROOM:
+        return False
+    *_, (frame, _) = traceback.walk_tb(exc.__traceback__)
+    name: str = frame.f_globals["__name__"]
+    return name.startswith(("__main__", "dist_embed.cli", "dist_embed.bench"))
+
+
+def _has_no_room(exc: BaseException) -> bool:
     """Whether a disk was full, or only to be read: nothing is wrong with what was given."""
-    while exc is not None:
-        if isinstance(exc, OSError) and exc.errno in _NO_ROOM:
-            return True
-        exc = exc.__cause__
-    return False
+    return any(isinstance(one, OSError) and one.errno in _NO_ROOM for one in causes(exc))
 
 
 def _replace_lacking_letters() -> None:
     """What the screen's encoding has no letter for is shown as a question mark, and no error."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and not stream.closed and stream.errors == "strict":
+        if not isinstance(stream, io.TextIOWrapper) or stream.closed:
+            continue
+        if stream.errors in ("strict", "surrogateescape"):  # the latter in the locale C
             stream.reconfigure(errors="replace")
 
 

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from dist_embed.checkpoint.manifest import CheckpointConflict
 from dist_embed.cluster.settings import FAILURE_HOURS
-from dist_embed.errors import RunFailed, UserError
+from dist_embed.errors import RunFailed, UserError, causes
 from dist_embed.parallel.errors import WorkerError, is_broken_collective, is_passing, user_message
 from dist_embed.parallel.stop import taken_signal
 
@@ -44,10 +44,7 @@ def failure_event(rank: int | None, exc: BaseException) -> dict[str, Any]:
 
 
 def _is_conflict(exc: BaseException) -> bool:
-    step: BaseException | None = exc
-    while step is not None and not isinstance(step, CheckpointConflict):
-        step = step.__cause__
-    return step is not None
+    return any(isinstance(step, CheckpointConflict) for step in causes(exc))
 
 
 class Start:

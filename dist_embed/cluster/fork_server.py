@@ -18,6 +18,7 @@ from multiprocessing.context import ForkServerContext, SpawnContext
 from dist_embed.cluster.socket_folder import if_too_long
 from dist_embed.parallel.safe_path import safe_path
 from dist_embed.parallel.stop import deaf_children
+from dist_embed.storage.temporary import system_folder
 
 _IMPORTED = ["dist_embed.cluster.forked"]
 
@@ -37,6 +38,7 @@ def start_ahead(device: str) -> None:
 
 
 def _start() -> None:
+    system_folder()  # in which its socket lies: where there is none, this says so best
     forkserver.set_forkserver_preload(_IMPORTED)
     # A SIGTERM to the whole process group asks the workers to save and stop. The server must
     # outlive them: through it the launcher learns how they ended.
@@ -44,7 +46,9 @@ def _start() -> None:
         with safe_path(), _without_errors_of_warnings(), deaf_children():
             forkserver.ensure_running()
     except OSError as exc:
-        raise if_too_long(str(exc), "TMPDIR") or exc from exc
+        if too_long := if_too_long(str(exc), "TMPDIR"):
+            raise too_long from exc
+        raise
 
 
 @contextmanager

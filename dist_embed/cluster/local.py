@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -35,6 +36,7 @@ from dist_embed.parallel.stop import (
     stop_on_signals,
     stop_requested,
 )
+from dist_embed.storage.retry import in_a_line
 
 # After a worker was killed the others get this long to end by themselves, so that the cause, not
 # its echo, is found.
@@ -84,12 +86,22 @@ def launch_local(
                         args=(target, args, rank, num_workers, store.port, writer, bool(feed)),
                     )  # fmt: skip
                     processes.append(process)
-                    process.start()
+                    _start(process)
             return _watch(
                 processes, mailbox, on_event, log_folder, stop_seconds, save_seconds, feed
             )
         finally:
             _end(processes)
+
+
+def _start(process: BaseProcess) -> None:
+    try:
+        process.start()
+    except (ConnectionError, EOFError) as exc:
+        raise RunFailed(
+            f"no worker can be started ({in_a_line(exc)}): the process that they are copies of has "
+            f"ended, often for lack of memory, or cannot run {sys.executable}"
+        ) from exc
 
 
 def _watch(

@@ -261,8 +261,9 @@ def _table_problems(config: Config) -> Iterator[str]:
 
 def _corpus_problems(key: str, corpus: CorpusSection) -> Iterator[str]:
     for name in ("source", "target", "pairs"):
-        if getattr(corpus, name) == []:
-            yield f"{key}.{name}: [] is not allowed: at least one file"
+        files = getattr(corpus, name)
+        if files in ([], "") or (isinstance(files, list) and "" in files):
+            yield f"{key}.{name}: {files!r} is not allowed: at least one file, and each has a name"
     if corpus.pairs is not None:
         if corpus.source is not None or corpus.target is not None:
             yield f"{key}: give either `pairs`, or `source` and `target`, not both"

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel
 
-from dist_embed.arguments import begins, function, shown
+from dist_embed.arguments import begins, can_be_listed, function, shown
 from dist_embed.config.checks import check, check_written
 from dist_embed.config.renamed import say_once
 from dist_embed.config.schema import Config, Reading
@@ -50,7 +50,8 @@ def load_config(
     try:
         text = storage.read_given_text(path)
     except (OSError, UserError, ValueError) as exc:
-        raise ConfigError(f"cannot read configuration {path!r}: {exc}") from exc
+        said = str(exc) or type(exc).__name__
+        raise ConfigError(f"cannot read configuration {path!r}: {said}") from exc
     config = _build(_changed(mapping_in(text, path), changes), path, say)
     check_written(config)
     return config
@@ -108,9 +109,10 @@ def _changes(overrides: Any) -> Iterator[tuple[str, str, Any]]:
         return
     wanted = "a list of 'key.sub=value', or a mapping of dotted keys to values"
     if isinstance(overrides, str):
-        raise ConfigError(f"overrides: {overrides!r} is not allowed: {wanted}: [{overrides!r}]")
-    if not isinstance(overrides, Iterable):
-        raise ConfigError(f"overrides: {overrides!r} is not allowed: {wanted}")
+        said = repr(begins(overrides))
+        raise ConfigError(f"overrides: {said} is not allowed: {wanted}: [{said}]")
+    if not can_be_listed(overrides):
+        raise ConfigError(f"overrides: {shown(overrides)} is not allowed: {wanted}")
     for override in overrides:
         key, separator, value = override.partition("=") if isinstance(override, str) else ("",) * 3
         if not separator or not key:

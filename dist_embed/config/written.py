@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -28,13 +30,12 @@ _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 def mapping_in(text: str, origin: str) -> DictConfig:
     """A file's values, with their references. Raises ConfigError."""
-    try:
+    with _told_in_a_line(text, f"{origin}: not valid YAML"):
         look_through(text, origin)
-        loaded = OmegaConf.create(text) if text.strip() else OmegaConf.create({})
-    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as exc:
-        raise ConfigError(f"{origin}: not valid YAML: {exc}") from exc
-    except AssertionError:  # OmegaConf's answer to a bare number
-        loaded = None
+        try:
+            loaded = OmegaConf.create(text) if text.strip() else OmegaConf.create({})
+        except AssertionError:  # OmegaConf's answer to a bare number
+            loaded = None
     if not isinstance(loaded, DictConfig):
         raise ConfigError(f"{origin}: expected a mapping of keys to values")
     return loaded
@@ -42,7 +43,7 @@ def mapping_in(text: str, origin: str) -> DictConfig:
 
 def value_in(text: str, origin: str) -> Any:
     """One value; a reference stays one. Raises ConfigError."""
-    try:
+    with _told_in_a_line(text, f"{origin} cannot be applied"):
         end = look_through(text, origin)
         if end < len(text.rstrip()):
             comment, quoted = begins(text[end:].strip(), 60), f'"{begins(text, 60)}"'
@@ -53,9 +54,58 @@ def value_in(text: str, origin: str) -> Any:
         # OmegaConf's own reading, so that 1e-3 is a number.
         found: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"x={text}"]))
         return found["x"]
-    except (OmegaConfBaseException, yaml.YAMLError, AssertionError, AttributeError,
-            ValueError) as exc:  # fmt: skip
-        raise ConfigError(f"{origin} cannot be applied: {exc}") from exc
+
+
+@contextmanager
+def _told_in_a_line(text: str, begin: str) -> Iterator[None]:
+    """What readers of ``text`` say in the block is raised as a ConfigError of one line."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as exc:
+        raise ConfigError(f"{begin}: {_in_a_line(exc, text)}") from exc
+    except (AssertionError, AttributeError, LookupError, TypeError) as exc:
+        raise ConfigError(f"{begin}: a value is none of the kind that its tag (!!) says") from exc
+
+
+def _in_a_line(error: Exception, text: str) -> str:
+    """What a reader of YAML, or OmegaConf, says in several."""
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return str(error).split("\n")[0]
+    said = ", ".join(filter(None, (error.context, error.problem)))
+    mark = error.problem_mark or error.context_mark
+    if mark is None or "\n" not in text:
+        return said
+    return f"line {mark.line + 1}, column {mark.column + 1}: {said}"
+
+
+@dataclass
+class _Level:
+    """A list or mapping that is being read.
+
+    Attributes:
+        anchor: its name, for aliases.
+        keys: a mapping's, so far; None: a list.
+        size: values in it, aliases counted as what they stand for.
+        key_is_next: in a mapping.
+    """
+
+    anchor: str | None
+    keys: set[str] | None
+    size: int = 1
+    key_is_next: bool = True
+
+    def add(self, size: int, text: str | None, line: str) -> None:
+        """Count what was read in it, of a scalar with its text."""
+        self.size += size
+        if self.keys is None:
+            return
+        if self.key_is_next and text is not None:
+            if text in self.keys:
+                raise ConfigError(f"{line}: the key {begins(text, 60)!r} is there twice")
+            self.keys.add(text)
+        self.key_is_next = not self.key_is_next
 
 
 def look_through(text: str, origin: str) -> int:
@@ -63,33 +113,36 @@ def look_through(text: str, origin: str) -> int:
     reader would come to the end of. Returns where the last value ends.
     """
     repeated, end = 0, 0
-    sizes: dict[Any, int] = {}  # of what anchors name, aliases in it counted as what they name
-    levels: list[tuple[str | None, int]] = [(None, 0)]
+    sizes: dict[Any, int] = {}  # of what anchors name
+    levels = [_Level(None, None)]
     events: Iterator[Any] = yaml.parse(text, Loader=_LOADER)
     for event in events:
         line = f"{origin}, line {event.start_mark.line + 1}" if "\n" in text else origin
         if isinstance(event, yaml.CollectionStartEvent):
-            levels.append((event.anchor, 1))
+            is_mapping = isinstance(event, yaml.MappingStartEvent)
+            levels.append(_Level(event.anchor, set() if is_mapping else None))
             if len(levels) > _MOST_LEVELS:
                 raise ConfigError(f"{line}: nested too deep, more than {_MOST_LEVELS} levels")
             continue
+        scalar: str | None = None
         if isinstance(event, yaml.ScalarEvent):
             if event.implicit[0]:
                 _check_number(event.value, line)
-            anchor, size = event.anchor, 1
+            anchor, size, scalar = event.anchor, 1, event.value
         elif isinstance(event, yaml.AliasEvent):
             anchor, size = None, sizes.get(event.anchor, 1)
             repeated += size
             if repeated > _MOST_REPEATED:
                 raise ConfigError(f"{line}: aliases stand for more than {_MOST_REPEATED:,} values")
         elif isinstance(event, yaml.CollectionEndEvent):
-            anchor, size = levels.pop()
+            ended = levels.pop()
+            anchor, size = ended.anchor, ended.size
         else:
             continue
         end = event.end_mark.index
         if anchor:
             sizes[anchor] = size
-        levels[-1] = (levels[-1][0], levels[-1][1] + size)
+        levels[-1].add(size, scalar, line)
     return end
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from dist_embed.data.corpus import ParallelText, expand
 from dist_embed.data.text.rows import CorpusError
@@ -61,13 +60,6 @@ class Comparison:
     absent: list[str] = field(default_factory=list)
     copied: list[str] = field(default_factory=list)
     now: Inputs = field(default_factory=dict)
-
-
-def inputs_from_json(values: dict[str, list[dict[str, Any]]] | None) -> Inputs | None:
-    """What ``data.json`` says of them; None: nothing."""
-    if values is None:
-        return None
-    return {part: [InputFile(**file) for file in files] for part, files in values.items()}
 
 
 def record_inputs(

@@ -65,12 +65,14 @@ class Processes:
         arguments: Arguments = (),
     ) -> None:
         self.number = number or processes_that_fit(arguments)
-        self._executor = ProcessPoolExecutor(
-            self.number,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_start,
-            initargs=(initializer, arguments),
-        )
+        # Its locks start Python's tracker of such things, which is a process, too.
+        with safe_path(), self._telling_of_an_end():
+            self._executor = ProcessPoolExecutor(
+                self.number,
+                mp_context=multiprocessing.get_context("spawn"),
+                initializer=_start,
+                initargs=(initializer, arguments),
+            )
 
     def map(
         self, function: Callable[..., Result], arguments: Iterable[Arguments]
@@ -84,12 +86,22 @@ class Processes:
         def begin(args: Arguments) -> Future[Result]:
             # The main process acts upon a signal to the whole group, and ends them. Of
             # signals they hear SIGTERM alone, see `_start`.
-            with safe_path(), deaf_children(), without_main_module():
+            with (
+                safe_path(), deaf_children(), without_main_module(), self._telling_of_an_end()
+            ):  # fmt: skip
                 return self._executor.submit(function, *args)
 
+        def result(block: Future[Result]) -> Result:
+            with self._telling_of_an_end():
+                return self._result(block)
+
+        yield from in_order(arguments, begin, result, lambda: self.number)
+
+    @contextmanager
+    def _telling_of_an_end(self) -> Iterator[None]:
         try:
-            yield from in_order(arguments, begin, self._result, lambda: self.number)
-        except BrokenProcessPool as exc:
+            yield
+        except (BrokenProcessPool, BrokenPipeError) as exc:  # the latter: as it was started
             raise ProcessEnded(
                 f"one of {self.number} processes that prepare data was ended from outside, often "
                 "for lack of memory; set data.num_processes to fewer"

@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, dataclass
+from typing import Annotated
+
+from pydantic import Field
 
 from dist_embed.data.proof import FileInfo, copy_proven, read_proven, sealed, unsealed
 from dist_embed.data.proven_once import at_hand
@@ -25,6 +28,10 @@ _REMEDY_OF_RUN = "put the run's own file back; the data it was trained on have i
 _HEAD = b'{\n "word_table": '  # no file of the library begins so
 
 
+# A plain name: whoever trains on the data of others gets a copy of this name into the run.
+TableName = Annotated[str, Field(pattern=r"^words\.(source|target)\.arrow$")]
+
+
 @dataclass(frozen=True)
 class WordsPage:
     """What ``tokenizer.SIDE.json`` says of a tokenizer whose words are a table.
@@ -38,7 +45,7 @@ class WordsPage:
         path_of_text: the library's file of one that knows the special tokens alone.
     """
 
-    word_table: str
+    word_table: TableName
     file: FileInfo
     size: int
     tokenizer: str

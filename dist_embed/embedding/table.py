@@ -9,7 +9,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dist_embed.arguments import of_kind, real_number, shown, true_or_false, whole_number
+from dist_embed.arguments import (
+    can_be_listed,
+    real_number,
+    shown,
+    true_or_false,
+    whole_number,
+)
 from dist_embed.embedding.plan import TableSpec
 from dist_embed.errors import UserError
 
@@ -47,7 +53,8 @@ class Table:
 
     def __post_init__(self) -> None:
         given: Any = self.features
-        of_kind("features", given, Iterable, _NAMES)
+        if not can_be_listed(given):
+            raise UserError(f"features: {shown(given)} is not allowed: {_NAMES}")
         names = (given,) if isinstance(given, str) else tuple(given)
         if not all(isinstance(name, str) for name in names):
             raise UserError(f"features: {shown(names)} is not allowed: {_NAMES}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch.nn import functional
 
+from dist_embed.arguments import begins
 from dist_embed.data.text.lines import read_lines
 from dist_embed.errors import UserError
 from dist_embed.explore.table import RunTable
@@ -67,7 +68,7 @@ def similarity_agreement(table: RunTable, uri: str) -> Agreement:
                 continue
             raise UserError(
                 f"{uri}, line {number}: expected two words and a number, as column {column + 1}: "
-                f"{' | '.join(fields)!r}"
+                f"{begins(' | '.join(fields))!r}"
             )
         first, second = table.find_word(fields[0]), table.find_word(fields[1])
         if first is None or second is None:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dist_embed.arguments import is_unicode, one_of, whole_number
+from dist_embed.arguments import begins, is_unicode, one_of, whole_number
 from dist_embed.checkpoint.catalogue import open_checkpoints, read_manifest, use_choice
 from dist_embed.checkpoint.chunk import DTYPES
 from dist_embed.checkpoint.manifest import CheckpointError
@@ -121,8 +121,8 @@ class RunTable:
         ]
         close = difflib.get_close_matches(word, near, n=3)
         raise UserError(
-            f"{word!r} is not in the {SIDE_OF_ROLE[self.role]} vocabulary of {self.run_uri} "
-            f"({self.num_words:,} words)"
+            f"{begins(word)!r} is not in the {SIDE_OF_ROLE[self.role]} vocabulary of "
+            f"{self.run_uri} ({self.num_words:,} words)"
             + (f"; near it: {', '.join(map(printable, close))}" if close else "")
         )  # fmt: skip
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from dist_embed.arguments import begins
 from dist_embed.errors import UserError
 from dist_embed.installed import require
 from dist_embed.observe.fonts import families_for
@@ -85,6 +86,7 @@ def plot_into(
         UserError: see `check_plot_path`.
     """
     check_plot_path(path)
+    _import_matplotlib()
     with _figure(width, height, _STYLE | {"font.family": families_for(texts)}) as figure:
         yield figure.add_subplot()
         nothing = {"Date": None, "Creator": None} if path.endswith(".svg") else {"Software": None}
@@ -113,8 +115,17 @@ def svg_of(draw: Callable[[Axes], None], *, width: float, height: float, name: s
     return text.getvalue()
 
 
+def _import_matplotlib() -> None:
+    """Raises UserError where the environment has it set up so that it cannot be."""
+    try:
+        import matplotlib  # noqa: F401
+    except ValueError as exc:  # of MPLBACKEND (3.11, __init__.py)
+        raise UserError(f"matplotlib cannot be used: {begins(str(exc))}; unset MPLBACKEND") from exc
+
+
 @contextmanager
 def _figure(width: float, height: float, settings: dict[str, Any]) -> Iterator[Figure]:
+    _import_matplotlib()
     from matplotlib import style
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -7,7 +7,6 @@ import hashlib
 import logging
 import os
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -17,6 +16,7 @@ from typing import IO
 from dist_embed.errors import UserError
 from dist_embed.storage import uri as storage
 from dist_embed.storage.local_file import regular_itself
+from dist_embed.storage.temporary import system_folder
 from dist_embed.streams import Forgiving
 
 # Read by the libraries when they are first imported or started.
@@ -130,7 +130,7 @@ def private_log_folder(name: str) -> Path:
 
 
 def _private_folder() -> Path:
-    return Path(tempfile.gettempdir()) / f"dist_embed-{os.getuid()}"
+    return Path(system_folder()) / f"dist_embed-{os.getuid()}"
 
 
 def open_log(log_file: Path) -> int:

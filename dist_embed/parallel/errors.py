@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from dist_embed.errors import StoreUnavailable, UserError
+from dist_embed.errors import StoreUnavailable, UserError, causes
 from dist_embed.parallel.collectives import gather_texts
 from dist_embed.parallel.group import Group
 
@@ -150,8 +150,7 @@ def is_passing(exc: BaseException) -> bool:
     # on: it fails at whatever has been closed by then.
     if not threading.main_thread().is_alive():
         return True
-    step: BaseException | None = exc
-    while step is not None:
+    for step in causes(exc):
         if isinstance(step, WorkerError):
             return step.is_passing
         if isinstance(step, StoreUnavailable | ConnectionError | TimeoutError | Hangs):
@@ -164,7 +163,6 @@ def is_passing(exc: BaseException) -> bool:
             return True
         if isinstance(step, torch.AcceleratorError):
             return not any(text in str(step) for text in _NO_FAULTS_OF_DEVICES)
-        step = step.__cause__
     return False
 
 

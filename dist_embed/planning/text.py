@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from dist_embed.config.schema import Config
 from dist_embed.data.pool_sizes import PAIR_TOKENS
+from dist_embed.errors import UserError
 from dist_embed.planning.words import Words, counted_words, zipf_words
 from dist_embed.storage import uri as storage
 
@@ -51,7 +52,10 @@ class Text:
 
 
 def text_of(config: Config) -> Text:
-    """Of a configuration. Reads prepared data, where there are any, once for all plans."""
+    """Of a configuration. Reads prepared data, where there are any, once for all plans.
+
+    Raises UserError: their sides have a vocabulary each, and are to share a table.
+    """
     if not storage.names_in(config.data.uri):
         return expected_text(config, config.tokenizer.vocab_size)
     # Imported here: pyarrow and the like take longer than a plan without data.
@@ -61,7 +65,14 @@ def text_of(config: Config) -> Text:
     folder = prepared_folder(config.data.uri)
     if not storage.exists(storage.join(folder, INDEX_NAME)):
         return expected_text(config, config.tokenizer.vocab_size)
-    return _prepared_text(folder)
+    found = _prepared_text(folder)
+    if config.model.share_embeddings == "all" and len({*found.vocabulary_size.values()}) > 1:
+        raise UserError(
+            f"{config.data.uri} holds data prepared with tokenizer.shared=false: not allowed with "
+            "model.share_embeddings=all; give data.uri another folder, or prepare it again: "
+            "dist-embed prepare CONFIG --force"
+        )
+    return found
 
 
 def expected_text(config: Config, num_words: int) -> Text:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -53,6 +54,7 @@ def read_study(folder: str, name: str) -> StudyFigures:
         raise UserError(
             f"{RESULTS_NAME} of {folder!r} cannot be read: {exc}; dist-embed study writes it anew"
         ) from None
+    rows = [_without_odd_figures(row) for row in rows]
     _without_what_is_alike(rows)
     by_state: dict[str, list[Row]] = {}
     for row in rows:
@@ -68,6 +70,24 @@ def read_study(folder: str, name: str) -> StudyFigures:
     if simulated and all(row["planned_fits"] is False for row in simulated):
         missing.append("no simulated size fits: those are on the page that the study writes")
     return StudyFigures(name, folder, done, simulated, missing)
+
+
+def _without_odd_figures(row: Row) -> Row:
+    """What is not finite, or below 0, counts as not known: only measures, and seeds, may be so."""
+
+    def sound(value: Any) -> bool:
+        return type(value) not in (int, float) or 0 <= value < math.inf
+
+    def known(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: one for key, one in value.items() if one is not None and sound(one)}
+        if isinstance(value, list):
+            return [one for one in value if one is not None and sound(one)]
+        return value if sound(value) else None
+
+    return {
+        name: value if name in ("seed", "measures") else known(value) for name, value in row.items()
+    }
 
 
 def _without_what_is_alike(rows: Sequence[Row]) -> None:

@@ -193,3 +193,8 @@ def figure(line: Mapping[str, Any], name: str) -> float | None:
     """A finite figure of a line; None where the line has none of that name."""
     value = line.get(name)
     return value if is_number(value) and math.isfinite(value) else None
+
+
+def figures(lines: Iterable[Mapping[str, Any]], name: str) -> list[float]:
+    """The finite figures of that name, of the lines that have one."""
+    return [value for line in lines if (value := figure(line, name)) is not None]

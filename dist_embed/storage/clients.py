@@ -4,10 +4,15 @@ caller does, and each waits for an answer within limits. fsspec has no common na
 
 from __future__ import annotations
 
+import gzip
 import logging
-from gzip import BadGzipFile
+import lzma
+import tarfile
+import zipfile
+import zlib
 from types import MethodType
 from typing import Any
+from urllib.parse import urlsplit
 
 import fsspec
 from fsspec.core import url_to_fs
@@ -31,6 +36,10 @@ _S3_CONFIG: dict[str, Any] = {
 _SAME_CLIENT = {
     "s3a": "s3", "gcs": "gs", "az": "abfs", "abfss": "abfs", "ssh": "sftp", "dav": "webdav",
 }  # fmt: skip
+# What opening an archive says of one that is none, or is cut short.
+_NO_ARCHIVE = (
+    EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, zipfile.BadZipFile, tarfile.TarError,
+)  # fmt: skip
 # They write of errors that the caller tells, with tracebacks (gcsfs 221 lines): for logs alone.
 _TALKATIVE = ("gcsfs", "azure", "paramiko")
 
@@ -52,19 +61,20 @@ def filesystem(uri: str, *, retries: bool = True) -> tuple[fsspec.AbstractFileSy
         _keep_from_screen(logging.getLogger(name))
     client = clients[protocols[0]] if len(protocols) == 1 else ""
     try:
+        if client in ("http", "https"):
+            urlsplit(uri)  # a ValueError, of an address that aiohttp would not take later
         fs, path = url_to_fs(uri, **{key: given for key, given in options.items() if given})
         if client == "sftp":
             _bound_sftp(fs)
     except (ImportError, ValueError, TypeError) as exc:  # or what fsspec is told of it is wrong
         raise StorageError(f"cannot open {uri!r}: {missing_package(exc) or exc}") from exc
     except Exception as exc:  # as of ssh, which connects here
-        if not comes_from_the_store(exc):
+        is_damaged = "::" in uri and isinstance(exc, _NO_ARCHIVE)
+        if not (is_damaged or comes_from_the_store(exc)):
             raise
         if isinstance(exc, FileNotFoundError) and client != "sftp":  # of an archive
             raise
-        # A key's file that is not there is refused as a wrong one is. An archive that was cut off
-        # stays so; paramiko has the same error of a server that goes.
-        is_damaged = isinstance(exc, (EOFError, BadGzipFile)) and client != "sftp"
+        # A key's file that is not there is refused as a wrong one is.
         final = is_damaged or is_refusal(exc) or isinstance(exc, ANSWERS)
         error_type = StorageError if final else StoreUnavailable
         raise error_type(f"cannot open {uri!r}: {in_a_line(exc)}") from exc

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 # Of a write, about which the system does not say where it went.
-_OF_WRITES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_OF_WRITES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EPIPE}
 
 
 def regular(path: str | Path, flags: int) -> int:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
+import sys
 import time
+import traceback
 from asyncio import CancelledError
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import TypeVar
 
-from dist_embed.errors import StorageError, StoreUnavailable
+from dist_embed.errors import StorageError, StoreUnavailable, causes
 from dist_embed.passwords import masked
 
 T = TypeVar("T")
@@ -33,6 +35,7 @@ _REFUSING_CODES = {
 _CLIENTS = {
     "botocore", "aiobotocore", "aiohttp", "s3fs", "gcsfs", "adlfs", "azure", "google", "requests",
     "urllib3", "asyncio", "concurrent", "fsspec", "paramiko", "webdav4", "httpx", "httpcore",
+    "yarl",
 }  # fmt: skip
 _MISCONFIGURED = {
     "NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "NoRegionError",
@@ -86,6 +89,8 @@ def retried(what: str, where: str, operation: Callable[[], T], seconds: float | 
             raise
         except (Exception, CancelledError) as exc:  # a client's, as its event loop ends
             if not comes_from_the_store(exc):
+                if _is_of_a_client(exc):
+                    raise StorageError(f"cannot {what} {where}: {in_a_line(exc)}") from exc
                 raise
             late = time.monotonic() + wait - started
             if is_refusal(exc) and not (
@@ -129,10 +134,10 @@ def is_refusal(exc: BaseException) -> bool:
 
 def _code_of_s3(exc: BaseException) -> str | None:
     """The error code in a reply of S3."""
-    reply = getattr(exc, "response", None)
-    if isinstance(reply, dict):
-        return reply.get("Error", {}).get("Code")
-    return None if exc.__cause__ is None else _code_of_s3(exc.__cause__)
+    replies = (getattr(one, "response", None) for one in causes(exc))
+    first = next((reply for reply in replies if isinstance(reply, dict)), {})
+    code: str | None = first.get("Error", {}).get("Code")
+    return code
 
 
 def denies(exc: BaseException | None) -> bool:
@@ -154,6 +159,19 @@ def in_a_line(exc: BaseException) -> str:
     # Not cut within a password, which would then be shown.
     text = masked(" ".join(str(exc).split()))
     return f"{type(exc).__name__}: {text[:500]}" if text else type(exc).__name__
+
+
+def _is_of_a_client(exc: BaseException) -> bool:
+    """Whether a client could do nothing with what it was asked: an address that is none, a write to
+    what can only be read. Such errors are Python's own, and tell by where they were raised.
+    """
+    kinds = (ValueError, TypeError, LookupError, AttributeError, NotImplementedError)
+    if not isinstance(exc, kinds):
+        return False
+    frames = [frame for frame, _ in traceback.walk_tb(exc.__traceback__)]
+    packages = [frame.f_globals.get("__name__", "").split(".")[0] for frame in frames]
+    outside = [name for name in packages if name not in sys.stdlib_module_names]
+    return bool(outside) and outside[-1] in _CLIENTS
 
 
 def comes_from_the_store(exc: BaseException) -> bool:

@@ -21,6 +21,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from dist_embed.errors import NotWritable
+
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _LOOK_SECONDS, _REMOVING_SECONDS = 0.05, 60.0
 
@@ -35,7 +37,7 @@ def temporary_folder(prefix: str, parent: str | Path | None = None) -> Iterator[
         prefix: its name begins so.
         parent: is in it; None: the system's folder of temporary files.
     """
-    parent = parent or tempfile.gettempdir()
+    parent = parent or system_folder()
     prefix = f"{prefix}{_this_kernel()}-"
     _remove_abandoned(prefix, parent)
     folder, lock = _locked_folder(prefix, parent)
@@ -63,7 +65,7 @@ def shared_folder(name: str) -> Shared:
     Raises:
         OSError: another user has such a folder, or it is being removed for too long.
     """
-    path = os.path.join(tempfile.gettempdir(), f"dist_embed-{name}-{_this_kernel()}-{os.getuid()}")
+    path = os.path.join(system_folder(), f"dist_embed-{name}-{_this_kernel()}-{os.getuid()}")
     give_up_at = time.monotonic() + _REMOVING_SECONDS
     while time.monotonic() < give_up_at:
         with suppress(FileExistsError):
@@ -93,7 +95,16 @@ def remove_abandoned() -> None:
     """Remove what killed commands of this machine have left in the system's folder of temporary
     files.
     """
-    _remove_abandoned("dist_embed-", tempfile.gettempdir(), f"-{_this_kernel()}-")
+    with suppress(NotWritable):
+        _remove_abandoned("dist_embed-", system_folder(), f"-{_this_kernel()}-")
+
+
+def system_folder() -> str:
+    """The system's folder of temporary files. Raises NotWritable: there is none."""
+    try:
+        return tempfile.gettempdir()
+    except FileNotFoundError as exc:  # it has tried to write to each that it knows
+        raise NotWritable(f"{exc.strerror}; set TMPDIR to a folder that can be written to") from exc
 
 
 def _this_kernel() -> str:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from dist_embed.observe.phase_names import PhaseName, metric_of
+from dist_embed.observe.phase_names import PHASES, PhaseName, metric_of
 from dist_embed.run.history import Logged, mean_phases, with_steps
+from dist_embed.run.metrics import figure, figures, is_number
+
+_OF_WORKERS = ("own_seconds", "rows_requested", "memory_bytes")
 
 
 def figures_of(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -24,26 +27,29 @@ def figures_of(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
     logged = with_steps(lines)
     found: dict[str, Any] = {}
     for column, name in (("validation_loss", "validation_loss"), ("validation_bleu",) * 2):
-        if told := [line[name] for line in lines if line.get(name) is not None]:
+        if told := figures(lines, name):
             found[column] = told[-1]
     if not logged:
         return found
     last, _ = logged[-1]
-    found |= {"steps": last["step"], "training_loss": last.get("nll")}
+    found |= {"steps": last["step"], "training_loss": figure(last, "nll")}
     timed = [one for one in logged[1:] if "resumed_at" not in one[0]] or logged
     stall = _sum(timed, "checkpoint stall") / sum(count for _, count in timed)
     seconds = [
-        line["step_seconds"] + line.get(metric_of("agreement"), 0.0) / count + stall
+        line["step_seconds"] + (figure(line, metric_of("agreement")) or 0.0) / count + stall
         for line, count in timed
     ]
-    found["tokens_per_second"] = statistics.median(
-        line["tokens_per_second"] * line["step_seconds"] / whole
+    speeds = [
+        speed * line["step_seconds"] / whole
         for (line, _), whole in zip(timed, seconds, strict=True)
-    )
+        if (speed := figure(line, "tokens_per_second")) is not None
+    ]
+    if speeds:
+        found["tokens_per_second"] = statistics.median(speeds)
     for column, share in (("p10", 0.1), ("p50", 0.5), ("p90", 0.9), ("max", 1.0)):
         found[f"step_seconds_{column}"] = float(np.quantile(seconds, share))
-    told = [one for one in timed if "workers/own_seconds" in one[0]]
-    return found | (_by_phase(told) | _by_worker(told) if told else {})
+    whole = [one for one in timed if _tells_workers(one[0])]
+    return found | (_by_phase(whole) | _by_worker(whole) if whole else {})
 
 
 def _by_phase(told: Sequence[Logged]) -> dict[str, Any]:
@@ -71,6 +77,15 @@ def _by_worker(told: Sequence[Logged]) -> dict[str, Any]:
     }
 
 
+def _tells_workers(line: Mapping[str, Any]) -> bool:
+    """Whether it has the phases, and each figure of each worker."""
+    told: list[Any] = [line.get(f"workers/{name}") for name in _OF_WORKERS]
+    return metric_of(PHASES[0]) in line and all(
+        isinstance(one, list) and all(map(is_number, one)) and 0 < len(one) == len(told[0])
+        for one in told
+    )
+
+
 def balance(of_workers: Sequence[float]) -> float:
     """The most by the mean; 1 where all are 0."""
     mean = statistics.mean(of_workers)
@@ -78,4 +93,4 @@ def balance(of_workers: Sequence[float]) -> float:
 
 
 def _sum(timed: Sequence[Logged], name: PhaseName) -> float:
-    return sum(line.get(metric_of(name), 0.0) for line, _ in timed)
+    return sum(figure(line, metric_of(name)) or 0.0 for line, _ in timed)

@@ -50,12 +50,14 @@ def load_study(path: str | PathLike[str]) -> Study:
     try:
         text = storage.read_given_text(path)
     except (OSError, UserError, ValueError) as exc:
-        raise ConfigError(f"cannot read study {path!r}: {str(exc).splitlines()[0]}") from exc
+        said = str(exc).split("\n")[0] or type(exc).__name__
+        raise ConfigError(f"cannot read study {path!r}: {said}") from exc
     loaded = mapping_in(text, path)
     try:
         values: Any = OmegaConf.to_container(loaded, resolve=True)  # ${oc.env:NAME}
     except OmegaConfBaseException as exc:
-        raise ConfigError(f"{path}: {str(exc).splitlines()[0]}") from exc
+        reason = str(exc).split("\n")[0]
+        raise ConfigError(f"{path}: {reason}") from exc
     if values.get("kind") == "one_hot":
         raise ConfigError(f"{path}: kind: one_hot is a measurement now: dist-embed bench one-hot")
     kind = values.get("kind", "training")

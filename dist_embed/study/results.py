@@ -4,7 +4,6 @@ each size that is simulated. It is written anew whenever a run has ended.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ import pyarrow as pa
 
 from dist_embed.config.schema import Config
 from dist_embed.storage import uri as storage
+from dist_embed.storage.json_text import from_json
 from dist_embed.storage.parquet import ParquetError, read_parquet, write_parquet
 
 RESULTS_NAME = "results.parquet"
@@ -166,8 +166,14 @@ NO_TEXT = "No loss of a validation and no BLEU: words of data.words have no text
 
 def have_no_text(rows: Sequence[Mapping[str, Any]]) -> bool:
     """Whether all runs were trained on words without a text."""
-    configurations = [json.loads(row["configuration"] or "{}") for row in rows]
-    return bool(rows) and all(one.get("data", {}).get("words") for one in configurations)
+    return bool(rows) and all(_has_words_alone(row["configuration"]) for row in rows)
+
+
+def _has_words_alone(configuration: str | None) -> bool:
+    try:
+        return bool(from_json(configuration or "{}")["data"]["words"])
+    except (ValueError, LookupError, TypeError):  # of another version, or damaged
+        return False
 
 
 def columns_table() -> str:

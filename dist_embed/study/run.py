@@ -19,11 +19,11 @@ from dist_embed.errors import DistEmbedError, RunStopped, UserError
 from dist_embed.observe.events import Event
 from dist_embed.parallel.device import device_name
 from dist_embed.storage import uri as storage
-from dist_embed.storage.json_text import from_json
 from dist_embed.storage.parquet import ParquetError
 from dist_embed.storage.trials import check_writable
 from dist_embed.study import unchanged
 from dist_embed.study.estimate import Estimate, Planner
+from dist_embed.study.kept import read_files, read_kept, read_result
 from dist_embed.study.outcome import Outcome
 from dist_embed.study.planned import PlannedRun, planned_runs, vector_files, word_vectors_of
 from dist_embed.study.results import SCHEMA, described, read_results, write_results
@@ -63,7 +63,7 @@ def run_study(study: Study, on_event: Callable[[Event], None]) -> list[Outcome]:
     kept = {run.name: storage.join(study.folder, "results", f"{run.name}.json") for run in runs}
     # By name of the run: its result, or its state and the reason where there is none.
     made = _not_made_before(study.folder) | {
-        name: values for name, uri in kept.items() if _is_settled(values := _read(uri) or {})
+        name: values for name, uri in kept.items() if (values := read_result(uri, SCORING))
     }
     waiting = {run.name for run in runs if not _is_settled(made.get(run.name, {}))}
     rows = [_row_of(run, planner if run.name in waiting else None) for run in runs]
@@ -73,7 +73,11 @@ def run_study(study: Study, on_event: Callable[[Event], None]) -> list[Outcome]:
     started_from = {run.name: vector_files(study, run.config) for run in runs}
     # Written before a run begins, which may be interrupted.
     notes = {run.name: storage.join(study.folder, "results", f"{run.name}.from") for run in runs}
-    begun_from = {name: _read(uri) for name, uri in notes.items()}
+    begun_from = {
+        name: read_files(uri, there)
+        for name, uri in notes.items()
+        if (there := read_kept(uri)) is not None
+    }
     for name, recorded in begun_from.items():
         unchanged.check(recorded, started_from[name], f"the run {name}", say)
 
@@ -90,7 +94,7 @@ def run_study(study: Study, on_event: Callable[[Event], None]) -> list[Outcome]:
             continue
         waiting.remove(run.name)
         say(f"run {number} of {len(runs)}: {run.name}")
-        if started_from[run.name] and begun_from[run.name] is None:
+        if started_from[run.name] and run.name not in begun_from:
             recorded = unchanged.record(started_from[run.name], say)
             storage.write_text(notes[run.name], json.dumps(recorded, indent=1) + "\n")
         found = made[run.name] = _made(study, run, planner, on_event)
@@ -205,7 +209,7 @@ def _check_folder(study: Study) -> None:
     """
     check_writable(study.folder, "folder")
     uri = storage.join(study.folder, "study.json")
-    own, there = {"kind": study.kind, "title": study.title}, _read(uri)
+    own, there = {"kind": study.kind, "title": study.title}, read_kept(uri)
     if there is None:
         storage.write_text(uri, json.dumps(own, ensure_ascii=False) + "\n")
     elif there != own:
@@ -214,16 +218,3 @@ def _check_folder(study: Study) -> None:
             f"(kind: {there.get('kind')}): give this one a folder of its own, or, where it is the "
             f"same one with another title, remove {uri}"
         )
-
-
-def _read(uri: str) -> dict[str, Any] | None:
-    """A file of a study's folder; None where there is none. Raises UserError: it is damaged."""
-    try:
-        values = from_json(storage.read_bytes(uri))
-        if not isinstance(values, dict):
-            raise ValueError("no mapping")
-    except FileNotFoundError:
-        return None
-    except ValueError as exc:
-        raise UserError(f"{uri} is damaged ({exc}): remove it, and its run is made anew") from exc
-    return values

@@ -19,7 +19,7 @@ from dist_embed.errors import RunStopped
 from dist_embed.observe.events import Event
 from dist_embed.parallel.device import device_name, resolve_device
 from dist_embed.parallel.stop import taken_signal
-from dist_embed.run.metrics import read_metrics
+from dist_embed.run.metrics import figure, read_metrics
 from dist_embed.study.measured import figures_of
 from dist_embed.training.results import Evaluation, TrainingStopped, TrainResult
 
@@ -67,9 +67,9 @@ def _result(
 ) -> dict[str, Any]:
     """What is kept of a run whose checkpoint is not scored; ``peak_bytes``: of worker 0."""
     validations = [
-        (line["step"], line["validation_loss"])
+        (line["step"], loss)
         for line in lines
-        if line.get("validation_loss") is not None
+        if (loss := figure(line, "validation_loss")) is not None
     ]
     device = torch.device(resolve_device(config.cluster.device))
     words = {f"{side}_words": size for side, size in data.vocabulary_size.items()}
@@ -122,10 +122,15 @@ def speed_of(lines: list[dict[str, Any]]) -> tuple[float, float]:
     NaN where the run has logged none, as when ``train.log_every`` is more than its steps: a trained
     run is not to be lost for it.
     """
-    steps = [line for line in lines if "tokens_per_second" in line]
+    steps = [
+        (speed, seconds)
+        for line in lines
+        if (speed := figure(line, "tokens_per_second")) is not None
+        and (seconds := figure(line, "step_seconds")) is not None
+    ]
     if not steps:
         return math.nan, math.nan
     return (
-        statistics.median(line["tokens_per_second"] for line in steps),
-        statistics.mean(line["tokens_per_second"] * line["step_seconds"] for line in steps),
+        statistics.median(speed for speed, _ in steps),
+        statistics.mean(speed * seconds for speed, seconds in steps),
     )

@@ -9,7 +9,7 @@ from typing import Any
 from dist_embed.api.data import prepare
 from dist_embed.config.schema import Config
 from dist_embed.data.corpus import ParallelText
-from dist_embed.data.inputs import compare_inputs, inputs_from_json, record_inputs
+from dist_embed.data.inputs import Inputs, compare_inputs, record_inputs
 from dist_embed.data.token_shards import INDEX_NAME
 from dist_embed.errors import UserError
 from dist_embed.observe.events import Event
@@ -41,18 +41,17 @@ def record(files: list[str], say: Say) -> dict[str, Any]:
     return {part: [asdict(file) for file in there] for part, there in found.items()}
 
 
-def check(recorded: dict[str, Any] | None, files: list[str], what: str, say: Say) -> None:
-    """Look whether ``files`` are still those of which `record` gave ``recorded``.
+def check(recorded: Inputs | None, files: list[str], what: str, say: Say) -> None:
+    """Look whether ``files`` are still those of which `record` gave ``recorded``, see `read_files`.
 
     What was made before there were records, or of a file that is gone, is believed.
 
     Raises:
         UserError: one has changed; ``what`` was made from it.
     """
-    inputs = inputs_from_json(recorded)
-    if not inputs:
+    if not recorded:
         return
-    found = compare_inputs(inputs, {_PART: ParallelText(source=tuple(files))}, say)
+    found = compare_inputs(recorded, {_PART: ParallelText(source=tuple(files))}, say)
     if found.changed:
         raise UserError(
             f"{what} was made from files that have changed since:\n  "

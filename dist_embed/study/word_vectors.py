@@ -9,6 +9,7 @@ from dist_embed.data.text.lines import read_lines
 from dist_embed.installed import require
 from dist_embed.storage import uri as storage
 from dist_embed.study import unchanged
+from dist_embed.study.kept import read_files, read_kept
 from dist_embed.study.schema import WordVectors
 from dist_embed.vectors.write import Block, write_vectors
 
@@ -39,10 +40,10 @@ def ensure_word_vectors(wanted: WordVectors, folder: str, say: Callable[[str], N
     output = storage.join(folder, wanted.output)
     recipe, recipe_uri = wanted.model_dump(mode="json"), f"{output}.json"
     files = [wanted.text] if isinstance(wanted.text, str) else wanted.text
-    there = json.loads(storage.read_text(recipe_uri) or "{}") if storage.exists(recipe_uri) else {}
+    there = read_kept(recipe_uri) or {}
     texts = there.pop(_TEXTS, None)
     if there == recipe:
-        unchanged.check(texts, files, output, say)
+        unchanged.check(texts and read_files(recipe_uri, texts), files, output, say)
         return
     require("gensim")
     from gensim.models import Word2Vec
@@ -55,7 +56,7 @@ def ensure_word_vectors(wanted: WordVectors, folder: str, say: Callable[[str], N
     )  # fmt: skip
     words = list(model.wv.index_to_key)
     block = Block(words, model.wv.expandos["count"], model.wv.vectors)
-    storage.write_text(recipe_uri, "")  # those that were there go
+    storage.write_text(recipe_uri, "{}\n")  # those that were there go
     write_vectors(output, "word2vec", [block], num_words=len(words), width=wanted.width)
     storage.write_text(recipe_uri, json.dumps(recipe | {_TEXTS: texts}, indent=1) + "\n")
     say(f"{len(words):,} vectors → {output}")

@@ -33,7 +33,9 @@ class PretrainedSection(Section):
         "`tsv`: lines of numbers alone. `auto` looks at the first bytes.",
     )
     words: Annotated[str | None, Paths] = Field(
-        None, description="`npy`, `safetensors`, `tsv`: the file with the rows' words, one a line."
+        None,
+        min_length=1,
+        description="`npy`, `safetensors`, `tsv`: the file with the rows' words, one a line.",
     )
     tensor: Annotated[str | None, EXPERT] = Field(
         None, description="`safetensors`: which tensor, where it holds more than one matrix."

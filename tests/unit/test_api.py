@@ -461,7 +461,7 @@ def test_lines_are_several_and_text(workers: Workers, tmp_path: Path) -> None:
     for lone in ("the mabru", ""):
         with pytest.raises(UserError, match=f"^lines: '{lone}' is not allowed: a list of str: put"):
             translate(run, lone)
-    for wrong in (None, 3, b"a"):
+    for wrong in (None, 3, b"a", np.array("a")):
         with pytest.raises(UserError, match=r"^lines: .* is not allowed: a list of str$"):
             translate(run, wrong)  # type: ignore[arg-type]
     with pytest.raises(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -412,7 +413,8 @@ def test_possible_neighbours_of_impossible_combinations_load(
 @pytest.mark.parametrize(
     ("text", "part"),
     [("- a\n- b\n", "mapping"), ("a: [\n", "not valid YAML"), ("5\n", "mapping"),
-     ("run: {uri: a}\nrun: {uri: b}\n", "duplicate key run"), ("5: 1\n" + SMALLEST, "5")],
+     ("run: {uri: a}\nrun: {uri: b}\n", "the key 'run' is there twice"),
+     ("5: 1\n" + SMALLEST, "5")],
 )  # fmt: skip
 def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, text: str, part: str) -> None:
     message = refused(tmp_path, text)
@@ -784,6 +786,17 @@ def test_paths_may_be_paths(tmp_path: Path) -> None:
     assert (start.uri, start.words) == ("v.npy", "w")
     with pytest.raises(ConfigError, match=r"^RunSection: uri: b'x' is not allowed"):
         RunSection(uri=b"x")  # type: ignore[arg-type]
+
+
+class OfBytes(os.PathLike[bytes]):
+    def __fspath__(self) -> bytes:
+        return b"x"
+
+
+def test_a_path_of_bytes_is_refused(tmp_path: Path) -> None:
+    for call in (lambda: RunSection(uri=OfBytes()), lambda: open_run(OfBytes())):  # type: ignore
+        with pytest.raises(UserError, match=r"OfBytes.* is not allowed: a path as str or pathlib"):
+            call()
 
 
 def test_a_path_that_was_a_url_is_refused(tmp_path: Path) -> None:

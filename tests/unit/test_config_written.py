@@ -127,6 +127,12 @@ def test_a_file_is_told_by_its_line(tmp_path: Path) -> None:
         (f"a0: &a0 [{'x,' * 9}]\n" + "".join(f"a{i}: &a{i} [{f'*a{i - 1},' * 9}]\n"
                                              for i in range(1, 30)), "aliases stand for more"),
         ("a: &a [*a]", "not valid YAML"),
+        ("a: 1\nb: 'x", "not valid YAML: line 2, column 6: while scanning a quoted scalar, found"),
+        ("a: !!bool x", "none of the kind that its tag"),
+        ("a: !!timestamp x", "none of the kind that its tag"),
+        ("a: 1\nb: {}\na: 2", "line 3: the key 'a' is there twice"),
+        ("b: [{a: 1}, {a: 1, b: {}, a: 3}]", "the key 'a' is there twice"),
+        ("a: 1\0", "control characters are not allowed"),
         (b"run: {uri: caf\xe9}\n", "utf-8"),
         (LEAST.encode("utf-16"), "utf-8"),
     ],
@@ -137,12 +143,21 @@ def test_what_no_reader_comes_to_the_end_of_is_refused(
     message = refused(tmp_path, text=text)
     assert part in message
     assert len(message) < 1000
+    assert "\n" not in message
     (tmp_path / "config.yaml").write_bytes(text.encode() if isinstance(text, str) else text)
     for read in (lambda: read_run_config(str(tmp_path)),
                  lambda: load_study(tmp_path / CONFIG_NAME),
                  lambda: load_machine(str(tmp_path / CONFIG_NAME))):  # fmt: skip
         with pytest.raises(UserError, match=CONFIG_NAME):
             read()
+
+
+@pytest.mark.parametrize("value", ["[1", "{a", "a: b: c", "'a", "!!bool x", "&a [*a]", "a: 1\n-b",
+                                   "${", "{a: 1, a: 2}", "!!timestamp x", "!!set {a}"])  # fmt: skip
+def test_an_override_that_is_no_yaml_is_told_in_a_line(tmp_path: Path, value: str) -> None:
+    message = refused(tmp_path, f"run.uri={value}")
+    assert message.startswith(("override 'run.uri=", 'override "run.uri='))
+    assert "\n" not in message
 
 
 def test_aliases_are_taken(tmp_path: Path) -> None:

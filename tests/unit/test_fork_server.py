@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from dist_embed.cluster import fork_server
 from dist_embed.cluster.fork_server import start_ahead, worker_context
 from dist_embed.parallel.stop import SIGNALS
 
@@ -123,3 +125,17 @@ def test_the_server_is_no_copy_of_the_callers_surroundings(tmp_path: Path) -> No
         env=environment, capture_output=True, text=True, timeout=100, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "<class 'queue.Queue'> here\n"), done.stderr
+
+
+def test_what_the_system_says_of_the_server_is_not_its_own_cause(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who follows causes would not come to an end."""
+
+    def no_room() -> None:
+        raise OSError(errno.ENOSPC, "no space", "/tmp/x")
+
+    monkeypatch.setattr(forkserver, "ensure_running", no_room)
+    with pytest.raises(OSError, match="no space") as caught:
+        fork_server._start()
+    assert caught.value.__cause__ is None

@@ -282,6 +282,21 @@ def test_workers_are_started_deaf(monkeypatch: pytest.MonkeyPatch) -> None:
     assert blocked == [set(stop.SIGNALS)] * 2
 
 
+@pytest.mark.parametrize("error", [ConnectionRefusedError(111, "refused"), BrokenPipeError(),
+                                   EOFError("unexpected EOF")])  # fmt: skip
+def test_a_server_of_forks_that_has_ended_is_told(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start() -> None:
+        raise error
+
+    process = SimpleNamespace(start=start, pid=None)
+    context = SimpleNamespace(Pipe=multiprocessing.Pipe, Process=lambda **_: process)
+    monkeypatch.setattr(local, "worker_context", lambda device: context)
+    with pytest.raises(RunFailed, match=rf"no worker can be started \({type(error).__name__}"):
+        local.launch_local(print, (), num_workers=1, on_event=print, log_folder="", device="cpu")
+
+
 def test_what_was_started_is_ended_and_waited_for() -> None:
     course: list[str] = []
 

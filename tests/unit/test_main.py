@@ -24,7 +24,7 @@ from dist_embed.observe import quiet
 from dist_embed.observe.events import Screen
 from dist_embed.parallel.stop import SIGNALS, stop_on_signals
 from dist_embed.storage.temporary import temporary_folder
-from dist_embed.streams import say
+from dist_embed.streams import has_seen_enough, say
 
 Doing = Callable[[Callable[[], None]], int]
 
@@ -79,6 +79,9 @@ def test_a_command_removes_what_killed_ones_have_left(
         assert list(tmp_path.iterdir()) == [Path(ours)]
 
 
+ITSELF = UserError("its own cause")
+
+
 def caused(error: Exception, cause: Exception) -> Exception:
     error.__cause__ = cause
     return error
@@ -99,10 +102,30 @@ def taking(*numbers: int) -> None:
         (OSError(errno.EROFS, "read-only", "/x"), 1, "dist-embed: [Errno 30] read-only: '/x'\n"),
         (caused(UserError("full"), OSError(errno.EDQUOT, "")), 1, "dist-embed: full\n"),
         (caused(UserError("gone"), OSError(errno.ENOENT, "")), 2, "dist-embed: gone\n"),
+        (caused(ITSELF, ITSELF), 2, "dist-embed: its own cause\n"),
         (NotWritable("not ours"), 1, "dist-embed: not ours\n"),
         (RunFailed("worker 1 failed"), 1, "dist-embed: worker 1 failed\n"),
+        (
+            OSError(errno.EMFILE, "too many", "/x"),
+            1,
+            "dist-embed: [Errno 24] too many: '/x'; more are allowed by `ulimit -n`\n",
+        ),
+        (MemoryError(), 1, "dist-embed: out of memory\n"),
+        (MemoryError("8 GiB"), 1, "dist-embed: out of memory: 8 GiB\n"),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+            1,
+            "dist-embed: out of memory: DefaultCPUAllocator: can't allocate memory\n",
+        ),
+        (
+            RuntimeError("can't start new thread"),
+            1,
+            "dist-embed: can't start new thread: no memory "
+            "for it, or a limit: ulimit -u, or the container's\n",
+        ),
         (RunStopped("after step 5"), 143, "dist-embed: after step 5\n"),  # a worker was asked
-        (BrokenPipeError(), 0, ""),
+        (BrokenPipeError(errno.EPIPE, "broken", "standard output"), 0, ""),
+        (BrokenPipeError(errno.EPIPE, "broken"), 2, "dist-embed: [Errno 32] broken\n"),
     ],
 )
 def test_errors_have_their_exit_codes(
@@ -110,6 +133,17 @@ def test_errors_have_their_exit_codes(
 ) -> None:
     assert doing(raising(error)) == code
     assert capsys.readouterr().err == said
+
+
+def test_a_broken_pipe_is_enough_for_the_reader_of_our_output_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert not has_seen_enough(BrokenPipeError())
+        os.close(reader)
+        assert has_seen_enough(BrokenPipeError())
 
 
 @pytest.mark.parametrize("words", [["--quiet", "act"], ["act", "--quiet"]])
@@ -283,9 +317,34 @@ def test_nobody_need_read_what_the_command_says(stream: str, call: str, code: in
     assert done.returncode == code, done.stderr
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_behind_standard_output_is_named(unbuffered: str) -> None:
+    text = (
+        "from dist_embed.cli.main import main\n"
+        "codes = []\n"
+        "for word in ('--version', '--help'):\n"
+        "    try:\n"
+        "        codes.append(main([word]))\n"
+        "    except SystemExit as exc:\n"
+        "        codes.append(exc.code)\n"
+        "import os, sys\n"
+        "os.dup2(os.open(os.devnull, os.O_WRONLY), 1)\n"
+        "sys.exit(0 if codes == [1, 1] else f'{codes}')\n"
+    )
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", text], env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("No space left on device: 'standard output'") == 2
+
+
 @pytest.mark.parametrize(
-    ("encoding", "shown"), [("ascii", b"? ?\n"), ("ascii:backslashreplace", b"\\u2192 \\xe9\n")]
-)
+    ("encoding", "shown"),
+    [("ascii", b"? ?\n"), ("ascii:backslashreplace", b"\\u2192 \\xe9\n"),
+     ("ascii:surrogateescape", b"? ?\n")],  # the last as in the locale C
+)  # fmt: skip
 def test_letters_that_the_screen_lacks_are_replaced(encoding: str, shown: bytes) -> None:
     text = (
         "import sys\n"

@@ -254,6 +254,14 @@ def test_a_step_is_as_full_as_the_longer_sides_of_pairs_leave_it(
     assert found.source_share == pytest.approx(0.95 * 32 / 46 * 15 / 16)
 
 
+def test_data_of_two_vocabularies_are_not_planned_as_one(tmp_path: Path) -> None:
+    folder = str(tmp_path / "data")
+    write_words_folder(folder, {"source": 50, "target": 60}, sentences=40)
+    with pytest.raises(UserError, match=r"tokenizer\.shared=false: not allowed with model\.share"):
+        text_of(configured(data={"uri": folder}, model={"share_embeddings": "all"}))
+    text_of(configured(data={"uri": folder}, model={"share_embeddings": "decoder"}))
+
+
 def test_a_checkpoint_by_hand() -> None:
     step = planned(2, checkpoint={"saving": "waiting"})
     dense = 12 * dense_parameters(step.config.model, 8)

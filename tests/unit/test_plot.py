@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from itertools import pairwise
@@ -22,6 +23,7 @@ from dist_embed.observe.plot import (
 )
 from tests.unit.full_disk import full_disk
 
+ROOT = Path(__file__).parents[2]
 FOUND = [
     Balance(rows, shards, 1.0, [1 + shards / 1e4, 1.0], [shards / 2 + rows / 1e7, 1.0])
     for rows in (1000, 1_000_000)
@@ -61,6 +63,26 @@ def test_global_state_stays_as_it_was(tmp_path: Path) -> None:
     before = dict(matplotlib.rcParams)
     plot_balance(FOUND, str(tmp_path / "plot.svg"))
     assert dict(matplotlib.rcParams) == before
+
+
+def test_a_backend_that_there_is_not_is_told_in_a_line(tmp_path: Path) -> None:
+    code = (
+        "from dist_embed import UserError\n"
+        "from dist_embed.observe.plot import plot_into, svg_of\n"
+        "def into(): plot_into('x.svg').__enter__()\n"
+        "def svg(): svg_of(lambda axes: None, width=1, height=1, name='a')\n"
+        "for draw in (into, svg):\n"
+        "    try:\n"
+        "        draw()\n"
+        "    except UserError as exc:\n"
+        "        print(exc)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True,
+        env={**os.environ, "MPLBACKEND": "none-such", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.stdout.count("matplotlib cannot be used: ") == 2, done
+    assert done.stdout.count("unset MPLBACKEND") == 2
 
 
 def test_drawing_leaves_pyplot_alone(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from multiprocessing import connection
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -46,6 +47,20 @@ def test_a_process_that_is_killed_is_told_as_such() -> None:
 
 def blocked_signals(block: bytes) -> set[int]:
     return signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_processes_that_cannot_start_are_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not as a reader of the command's output that has gone."""
+    monkeypatch.setattr("multiprocessing.spawn._python_exe", b"/bin/false")
+    with pytest.raises(ProcessEnded, match=KILLED), processes(2) as pool:
+        list(pool.map(len, [("abc",)] * 20))
+
+    def without_tracker(*given: Any, **how: Any) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("dist_embed.data.processes.ProcessPoolExecutor", without_tracker)
+    with pytest.raises(ProcessEnded, match=KILLED):
+        Processes(2)
 
 
 def test_a_process_that_is_killed_between_two_blocks_is_told_as_such() -> None:

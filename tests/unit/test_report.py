@@ -576,6 +576,21 @@ def test_a_hundred_thousand_lines_of_metrics_stay_small(tmp_path: Path) -> None:
 # Studies
 
 
+@pytest.mark.parametrize("odd", [math.inf, -math.inf, math.nan, -1.0, 0.0])
+def test_figures_that_are_none_leave_the_others_drawn(tmp_path: Path, odd: float) -> None:
+    rows = scaling_rows()
+    for row in (rows[0], rows[-1]):
+        for field in SCHEMA:
+            if pa.types.is_floating(field.type) and field.name.startswith("planned_"):
+                row[field.name] = odd
+        row["planned_phases"] = {"encoder": odd}
+    rows[0] |= {"phases": {"encoder": odd, "lookup": 0.1}, "memory_bytes": [-1, 5],
+                "measures": {"bleu": odd}}  # fmt: skip
+    study = read_study(written_study(tmp_path / "study", rows), "study")
+    for chart in study_charts(study):
+        drawn(chart)
+
+
 def test_what_no_row_has_is_no_column_and_is_said(tmp_path: Path) -> None:
     rows = scaling_rows()
     for row in rows:

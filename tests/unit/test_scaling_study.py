@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -441,6 +442,25 @@ def test_figures_are_those_of_the_metrics(tmp_path: Path) -> None:
     assert (found["validation_loss"], found["validation_bleu"]) == (4.0, 3.0)
     assert figures_of([]) == {}
     assert figures_of(lines[:1])["step_seconds_p50"] == 9.0  # there is no other
+
+
+ODD: list[Any] = [None, "a", [], [None], ["a"], {}, math.nan, 10**30, True]
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_a_damaged_line_leaves_the_others_their_figures(odd: Any) -> None:
+    lines = [logged(step, 0.5) for step in (2, 4, 6, 8)]
+    lines += [{"step": 8, "validation_loss": 3.0}]
+    sound = figures_of(lines)
+    for key in [*lines[2], "validation_loss", "validation_bleu", "nll"]:
+        if key != "step":  # by which a line is one
+            damaged = [*lines[:2], {**lines[2], key: odd}, *lines[3:]]
+            found = figures_of(damaged)
+            assert found["steps"] == 8
+            assert found["tokens_per_second"] > 0
+            assert found["rows_requested"] == sound["rows_requested"]
+            assert found["validation_loss"] == 3.0
+            assert scored.speed_of(damaged) == scored.speed_of(lines)
 
 
 @pytest.mark.parametrize(("peak", "held"), [(90, [90, 8]), (5, [7, 8])])

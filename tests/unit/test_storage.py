@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import pickle
 import resource
+import shutil
 import socket
 import uuid
 import zipfile
@@ -34,7 +35,7 @@ from dist_embed.cli.main import _code_of
 from dist_embed.data.proof import copy_proven
 from dist_embed.data.scratch import write_scratch
 from dist_embed.data.word_table import write_words
-from dist_embed.errors import NotWritable, StorageError, UserError
+from dist_embed.errors import NotWritable, StorageError, StoreUnavailable, UserError
 from dist_embed.observe.quiet import open_log
 from dist_embed.passwords import masked, password_in
 from dist_embed.storage import bombs, clients, retry
@@ -802,6 +803,42 @@ def test_a_key_that_is_not_there_is_no_missing_file(monkeypatch: pytest.MonkeyPa
         storage.filesystem("sftp://h/x")
     with pytest.raises(FileNotFoundError):
         storage.filesystem("zip://x::gone.zip")
+
+
+@pytest.mark.parametrize("name", ["cut.zip", "cut.tgz", "cut.tar", "text.zip", "text.tgz", "0.tar"])
+def test_an_archive_that_is_none_is_told_at_once(tmp_path: Path, name: str) -> None:
+    ending = name.partition(".")[2]
+    kind, here = {"tgz": "gztar"}.get(ending, ending), Path(__file__)
+    whole = shutil.make_archive(str(tmp_path / "whole"), kind, str(here.parent), here.name)
+    kinds = {"cut": Path(whole).read_bytes()[:3000], "text": b"text", "0": b""}
+    path = tmp_path / name
+    path.write_bytes(kinds[name.partition(".")[0]])
+    inside = f"{'zip' if ending == 'zip' else 'tar'}://x.txt::{path}"
+    for ask in (storage.exists, storage.read_bytes, storage.open_file):
+        with pytest.raises(StorageError, match=f"cannot open .*{name}") as caught:
+            ask(inside)
+        assert not isinstance(caught.value, StoreUnavailable)
+
+
+def test_an_address_that_is_none_is_told_at_once() -> None:
+    with pytest.raises(StorageError, match="cannot open 'http://"):
+        storage.exists("http://[::1/x")
+
+
+@pytest.mark.parametrize("uri", ["data:,x", "data://x"])
+def test_what_a_client_cannot_do_is_told_in_a_line(uri: str) -> None:
+    for ask in (storage.exists, storage.stamp, lambda uri: storage.write_bytes(uri, b"x")):
+        with pytest.raises(StorageError, match=f"cannot (look at|write) {uri}: ") as caught:
+            ask(uri)
+        assert not isinstance(caught.value, StoreUnavailable)
+
+
+def test_an_error_of_ours_is_not_taken_for_a_client_s() -> None:
+    def wrong() -> None:
+        raise ValueError("ours")
+
+    with pytest.raises(ValueError, match="ours"):
+        retry.retried("read", "x", wrong)
 
 
 def test_a_file_in_an_archive_of_s3_is_opened_with_its_settings(

@@ -500,6 +500,39 @@ def test_a_run_that_was_scored_in_another_way_is_scored_again(
     assert len(scored) == 2 * len(first) + 1
 
 
+def test_a_damaged_result_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tmp_path / "base.yaml"
+    base.write_text("run: {uri: x}\ndata: {synthetic: {}}\ntrain: {max_steps: 9}\n")
+    start = {"embedding.tables.source": {"pretrained": {"uri": str(base)}}}
+    plain = {"set": start | {"model.share_embeddings": "none"}, "expectations": [], "plot": None,
+             "factors": [{"name": "s", "levels": [{"name": "t"}]}], "reference": None,
+             "measures": ["bleu"], "seeds": [1]}  # fmt: skip
+    found = load_study(written(tmp_path, folder=str(tmp_path / "f"), **plain))
+    sound = {"measures": {"bleu": math.nan}, "validations": [[1, 2.5]], "machine": MACHINE,
+             "figures": {"test_bleu": 3, "memory_bytes": [1]}}  # fmt: skip
+    monkeypatch.setattr(study_run, "train_and_score", lambda config, on_event: sound)
+    study_run.run_study(found, lambda event: None)
+    study_run.run_study(found, lambda event: None)
+    note, result = sorted((tmp_path / "f/results").iterdir())
+    there = json.loads(result.read_text())
+    changes: list[Any] = [
+        *({key: odd} for key in ("measures", "validations", "machine", "figures", "planned")
+          for odd in (None, 3, "a", [1])),
+        {"machine": {}}, {"machine": MACHINE | {"cores": "2"}}, {"validations": [[1]]},
+        {"measures": {"bleu": "a"}}, {"figures": {"test_bleu": "a"}}, {"figures": {"steps": 1e300}},
+        {"figures": {"steps": 10**30}}, {"figures": {"phases": 3}},
+    ]  # fmt: skip
+    for change in changes:
+        result.write_text(json.dumps(there | change))
+        with pytest.raises(UserError, match=f"{result.name} is damaged"):
+            study_run.run_study(found, lambda event: None)
+    result.write_text(json.dumps(there))
+    for text in ("[]", "{", '{"a": 3}', '{"a": [3]}', '{"a": [{"uri": "b"}]}'):
+        note.write_text(text)
+        with pytest.raises(UserError, match=f"{note.name} is damaged"):
+            study_run.run_study(found, lambda event: None)
+
+
 def test_vectors_are_made_before_the_runs_that_start_from_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -661,6 +694,16 @@ def gensim(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     monkeypatch.setitem(sys.modules, "gensim", ModuleType("gensim"))
     monkeypatch.setitem(sys.modules, "gensim.models", SimpleNamespace(Word2Vec=train))
     return asked
+
+
+@pytest.mark.parametrize("text", ["", "[]", "[" * 1500, "\\xff", '{"a', "RECIPE"])
+def test_a_damaged_recipe_of_word_vectors_is_named(tmp_path: Path, text: str) -> None:
+    wanted = WordVectors(text="a.txt", output="v.txt", width=4)
+    if text == "RECIPE":  # what it says of the text
+        text = json.dumps(wanted.model_dump(mode="json") | {"texts_were": [1]})
+    (tmp_path / "v.txt.json").write_text(text)
+    with pytest.raises(UserError, match=r"v\.txt\.json is damaged"):
+        ensure_word_vectors(wanted, str(tmp_path), print)
 
 
 def test_word_vectors_are_trained_as_they_are_described(

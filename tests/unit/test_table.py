@@ -71,7 +71,7 @@ def test_what_cannot_be_a_table_is_refused_by_name(tables: Any, said: str) -> No
 def test_features_are_names_and_one_may_be_given_as_text() -> None:
     assert Table(9, 4, "input").features == ("input",)  # type: ignore[arg-type]
     assert Table(9, 4, ["a", "b"]) == Table(9, 4, ("a", "b"))  # type: ignore[arg-type]
-    for features in (3, (1, 2)):
+    for features in (3, (1, 2), torch.tensor(2)):
         with pytest.raises(UserError, match=r"features: .* is not allowed: give names"):
             Table(9, 4, features)  # type: ignore[arg-type]
 

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from dist_embed.errors import NotWritable
 from dist_embed.storage import temporary
-from dist_embed.storage.temporary import temporary_folder
+from dist_embed.storage.temporary import remove_abandoned, shared_folder, temporary_folder
 
 ROOT = Path(__file__).parents[2]
 HOLD = (
@@ -175,3 +176,19 @@ def test_without_a_boot_id_nothing_is_taken_for_abandoned(
     monkeypatch.setattr(temporary, "_BOOT_ID", tmp_path / "absent")
     with temporary_folder("x-", tmp_path) as folder:
         assert f"-pid{os.getpid()}-" in Path(folder).name
+
+
+def test_a_command_goes_on_where_nothing_temporary_can_be_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What needs such a folder says so."""
+
+    def none() -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(tempfile, "gettempdir", none)
+    remove_abandoned()
+    with pytest.raises(NotWritable, match=r"No usable temporary .*; set TMPDIR"):
+        temporary_folder("x").__enter__()
+    with pytest.raises(NotWritable, match="set TMPDIR"):
+        shared_folder("x")

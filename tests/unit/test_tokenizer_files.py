@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from dist_embed.data import proven_once
 from dist_embed.data.proof import copy_proven
 from dist_embed.data.token_shards import SIDES, PreparedData
 from dist_embed.data.tokenizer import Tokenizer
-from dist_embed.data.tokenizer_files import copy_tokenizers, load_tokenizers
+from dist_embed.data.tokenizer_files import WordsPage, copy_tokenizers, load_tokenizers
 from dist_embed.data.words_folder import some_words, write_words_folder
 from dist_embed.errors import UserError
 from dist_embed.run.data import digests_of_data, digests_of_tokenizers
@@ -120,6 +121,17 @@ def test_a_page_that_was_written_to_is_refused(tmp_path: Path) -> None:
     page.write_text(page.read_text().replace('"size": 60', '"size": 61'))
     with pytest.raises(UserError, match=r"tokenizer\.source\.json cannot be read as a tokenizer"):
         load_tokenizers(f"{tmp_path}/data")
+
+
+@pytest.mark.parametrize("name", ["../words.source.arrow", "/words.source.arrow", "config.yaml",
+                                  "words.source.arrow\n", ""])  # fmt: skip
+def test_a_page_of_others_names_no_other_file(tmp_path: Path, name: str) -> None:
+    """A run gets a copy under that name."""
+    write_words_folder(f"{tmp_path}/data", SIZES)
+    page = WordsPage.of((tmp_path / "data/tokenizer.source.json").read_bytes())
+    assert page
+    with pytest.raises(ValueError, match="word_table"):
+        WordsPage.of(replace(page, word_table=name).to_bytes())
 
 
 def test_a_run_gets_the_tables_once(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
