@@ -66,7 +66,7 @@ class Processes:
     ) -> None:
         self.number = number or processes_that_fit(arguments)
         # Its locks start Python's tracker of such things, which is a process, too.
-        with safe_path(), self._telling_of_an_end():
+        with safe_path(), self._starting():
             self._executor = ProcessPoolExecutor(
                 self.number,
                 mp_context=multiprocessing.get_context("spawn"),
@@ -86,26 +86,27 @@ class Processes:
         def begin(args: Arguments) -> Future[Result]:
             # The main process acts upon a signal to the whole group, and ends them. Of
             # signals they hear SIGTERM alone, see `_start`.
-            with (
-                safe_path(), deaf_children(), without_main_module(), self._telling_of_an_end()
-            ):  # fmt: skip
+            with safe_path(), deaf_children(), without_main_module(), self._starting():
                 return self._executor.submit(function, *args)
 
-        def result(block: Future[Result]) -> Result:
-            with self._telling_of_an_end():
-                return self._result(block)
-
-        yield from in_order(arguments, begin, result, lambda: self.number)
+        try:
+            yield from in_order(arguments, begin, self._result, lambda: self.number)
+        except BrokenProcessPool as exc:
+            raise self._ended() from exc
 
     @contextmanager
-    def _telling_of_an_end(self) -> Iterator[None]:
+    def _starting(self) -> Iterator[None]:
+        """What starts processes may write to one that has ended."""
         try:
             yield
-        except (BrokenProcessPool, BrokenPipeError) as exc:  # the latter: as it was started
-            raise ProcessEnded(
-                f"one of {self.number} processes that prepare data was ended from outside, often "
-                "for lack of memory; set data.num_processes to fewer"
-            ) from exc
+        except BrokenPipeError as exc:
+            raise self._ended() from exc
+
+    def _ended(self) -> ProcessEnded:
+        return ProcessEnded(
+            f"one of {self.number} processes that prepare data was ended from outside, often for "
+            "lack of memory; set data.num_processes to fewer"
+        )
 
     def _result(self, block: Future[Result]) -> Result:
         while not wait([block], LOOK_SECONDS).done:

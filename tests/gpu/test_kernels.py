@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from dist_embed.embedding import kernels
 from dist_embed.embedding import sharded_tables as lookup_module
 from dist_embed.embedding.settings import Tier, Weights
 from dist_embed.embedding.sharded_tables import ShardedTables
@@ -125,7 +126,7 @@ def test_rows_and_state_are_those_of_the_formulas(
     monkeypatch.setattr(lookup_module, "fill_initial_rows", lambda *_, **__: None)
     monkeypatch.setattr(lookup_module, "in_bags", in_uneven_bags)
     if kernel == "fbgemm":
-        monkeypatch.setattr(lookup_module, "CpuRows", lambda kernel, width: kernel.forward)
+        monkeypatch.setattr(kernels, "CpuRows", lambda kernel, width: kernel.forward)
     rows = sizes(width)
     lookup = ShardedTables(
         {table: Table(count, width) for table, count in rows.items()}, group, optimizer=optimizer,
