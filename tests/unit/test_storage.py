@@ -46,6 +46,7 @@ from dist_embed.storage.compressed import (
     OPEN_ERRORS,
     READ_ERRORS,
     is_compressed,
+    name_of,
     open_decompressed,
 )
 from dist_embed.storage.objects import ObjectStore
@@ -759,6 +760,12 @@ def test_a_signed_link_is_known_by_the_ending_of_its_path() -> None:
     assert not is_compressed("https://h/x.tsv?of=x.gz")
     assert is_compressed("zip://x.gz::https://h/x.zip?sig=a")
     assert is_compressed("s3://b/what?.gz")
+
+
+def test_a_link_that_asks_for_a_file_is_known_by_the_ending_of_what_it_asks_for() -> None:
+    assert is_compressed("https://opus/download.php?f=Europarl/v8/moses/de-en.TXT.zip")
+    assert name_of("https://h/get?file=x.jsonl") == "https://h/get?file=x.jsonl"
+    assert name_of("https://h/x.parquet?sig=a.gz") == "https://h/x.parquet"
 
 
 class Unsized(io.BytesIO):
