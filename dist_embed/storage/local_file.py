@@ -73,5 +73,5 @@ class NamedFile(io.FileIO):
             with named(self._path):
                 return super().write(content)
         except BrokenPipeError as exc:  # not in `named`, whose blocks may write to processes, too
-            exc.filename = exc.filename or str(self._path)
+            exc.filename = str(self._path)
             raise
