@@ -59,3 +59,10 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
         yield error
         told.append(error)
         error = error.__cause__
+
+
+def in_a_line(error: BaseException) -> str:
+    """An error in a line that is not too long: those of some stores hold the whole reply."""
+    # Not cut within a password, which would then be shown.
+    text = masked(" ".join(str(error).split()))
+    return f"{type(error).__name__}: {text[:500]}" if text else type(error).__name__

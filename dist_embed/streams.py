@@ -106,7 +106,8 @@ def has_seen_enough(exc: BrokenPipeError) -> bool:
         poll.register(sys.stdout.fileno(), 0)  # errors are told unasked
     except (OSError, ValueError, AttributeError):  # none, closed, or of a script's own
         return False
-    return any(event & select.POLLERR for _, event in poll.poll(0))
+    # A socket, as some programs give, hangs up.
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 _results_alone = False

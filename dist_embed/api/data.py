@@ -38,7 +38,8 @@ def prepare(
     Raises:
         UserError: no configuration; corpora that cannot be read; data there that are of other
             settings, or with ``renew=False`` of other files.
-        RunFailed: the cluster has lost tasks, or has had no room for them.
+        RunFailed: a process was ended from outside; or the cluster has lost tasks, or has had no
+            room for them.
     """
     on_event_given(on_event)
     true_or_false("force", force)

@@ -121,11 +121,17 @@ class Saver:
         )
         attempt = same_text_from_first(new_attempt(state.step), self._group)
         save = Save(state.step, attempt, started, time.monotonic() - started)
-        save.thread = WaitedThread(
+        thread = save.thread = WaitedThread(
             target=self._carry_out, args=(save, description, rows), name="checkpoint", daemon=True
         )
-        save.thread.start()  # raises where there is room for no more threads
         self._under_way = save
+        try:
+            thread.start()
+        except BaseException:
+            # After a signal it may run all the same; not where there is room for no more threads.
+            if not thread.begun:
+                self._under_way = None
+            raise
         if not self._behind:
             self.wait()
 

@@ -26,18 +26,18 @@ def lines_from(name: str) -> Iterator[str]:
     from dist_embed.data.text.lines import decoded_lines, read_lines
 
     if name == "-":
-        return decoded_lines(_standard_input(), "standard input", limit=LONGEST_LINE)
+        return decoded_lines(_standard_input(), "standard input", limit=LONGEST_LINE, markup=True)
     path = Path(name)
     if path.exists() and not path.is_file() and not path.is_dir():  # a pipe; fsspec seeks
         return _lines_of_pipe(path)
-    return read_lines(name, limit=LONGEST_LINE)
+    return read_lines(name, limit=LONGEST_LINE, markup=True)
 
 
 def _lines_of_pipe(path: Path) -> Iterator[str]:
     from dist_embed.data.text.lines import decoded_lines
 
     with path.open("rb") as file:
-        yield from decoded_lines(file, str(path), limit=LONGEST_LINE)
+        yield from decoded_lines(file, str(path), limit=LONGEST_LINE, markup=True)
 
 
 def _standard_input() -> IO[bytes]:

@@ -205,7 +205,7 @@ def _code_of(exc: BaseException) -> int:
     say_error(f"dist-embed: {exc}")
     if isinstance(exc, RunStopped):
         return 128 + (taken_signal() or signal.SIGTERM)  # none: a worker alone was asked
-    failed = isinstance(exc, RunFailed | NotWritable) or _has_no_room(exc)
+    failed = isinstance(exc, RunFailed | NotWritable | BrokenPipeError) or _has_no_room(exc)
     return 1 if failed else 2  # an OSError names the file and what is wrong
 
 

@@ -22,7 +22,7 @@ from dist_embed.cluster.failure import (
 from dist_embed.cluster.feed import Feed
 from dist_embed.cluster.fork_server import worker_context
 from dist_embed.cluster.mailbox import Mailbox, receiver, sender
-from dist_embed.errors import RunFailed, RunStopped
+from dist_embed.errors import RunFailed, RunStopped, in_a_line
 from dist_embed.observe.events import Event
 from dist_embed.parallel.hang import failures_told_by
 from dist_embed.parallel.main_module import without_main_module
@@ -36,7 +36,6 @@ from dist_embed.parallel.stop import (
     stop_on_signals,
     stop_requested,
 )
-from dist_embed.storage.retry import in_a_line
 
 # After a worker was killed the others get this long to end by themselves, so that the cause, not
 # its echo, is found.
@@ -163,7 +162,7 @@ def _raise_what_failed(
     has_result: bool,
     stopping: bool,
 ) -> None:
-    """Raise what the workers' end is for the command, unless it is the task's.
+    """Raise the error of workers that have not ended well, unless the task is done all the same.
 
     Args:
         failures: what workers have told.

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -55,8 +54,8 @@ class Aside(AbstractContextManager["Aside[T]"], Generic[T]):
     def __enter__(self) -> Aside[T]:
         try:
             self._thread.start()
-        except BaseException:  # of a signal: it runs all the same
-            self.__exit__(*sys.exc_info())
+        except BaseException:  # of a signal: it may run all the same
+            self.__exit__()
             raise
         return self
 

@@ -102,7 +102,7 @@ class _Level:
         if self.keys is None:
             return
         if self.key_is_next and text is not None:
-            if text in self.keys:
+            if text in self.keys and text != "<<":  # any number of mappings may be merged
                 raise ConfigError(f"{line}: the key {begins(text, 60)!r} is there twice")
             self.keys.add(text)
         self.key_is_next = not self.key_is_next

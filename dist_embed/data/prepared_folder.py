@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from dist_embed.data.finished_shards import FINISHED
-from dist_embed.data.processes import ProcessEnded
 from dist_embed.data.token_shards import FORMAT, INDEX_NAME, SPLITS
 from dist_embed.errors import RunFailed, StoreUnavailable
 from dist_embed.storage import uri as storage
@@ -24,7 +23,7 @@ from dist_embed.storage.json_text import from_json
 # Others' folders may have names that begin so.
 _NAME = re.compile(r"prepared-[0-9a-f]{16}")
 # What the same command may get past when it is called again.
-_PASSING = (KeyboardInterrupt, SystemExit, RunFailed, StoreUnavailable, ProcessEnded)
+_PASSING = (KeyboardInterrupt, SystemExit, RunFailed, StoreUnavailable)
 
 
 def prepared_folder(data_uri: str) -> str:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from dist_embed.data.executor import Arguments, in_order
 from dist_embed.data.scratch import scratch_folder
-from dist_embed.errors import UserError
+from dist_embed.errors import RunFailed
 from dist_embed.parallel.machine import available_bytes, usable_cores
 from dist_embed.parallel.main_module import without_main_module
 from dist_embed.parallel.parent import end_with_parent
@@ -26,7 +26,7 @@ from dist_embed.parallel.stop import deaf_children, hear_sigterm
 Result = TypeVar("Result")
 
 
-class ProcessEnded(UserError):
+class ProcessEnded(RunFailed):
     """A process that prepares data was ended from outside."""
 
 

@@ -106,6 +106,7 @@ def svg_of(draw: Callable[[Axes], None], *, width: float, height: float, name: s
         height: likewise.
         name: different for each SVG of a page, or they would have the same ids.
     """
+    _import_matplotlib()
     text = io.StringIO()
     with _figure(width, height, _STYLE | {"savefig.bbox": None, "svg.hashsalt": name}) as figure:
         figure.set_layout_engine("constrained")
@@ -125,7 +126,6 @@ def _import_matplotlib() -> None:
 
 @contextmanager
 def _figure(width: float, height: float, settings: dict[str, Any]) -> Iterator[Figure]:
-    _import_matplotlib()
     from matplotlib import style
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

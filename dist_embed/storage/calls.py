@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
@@ -120,7 +121,7 @@ def put_whole(fs: fsspec.AbstractFileSystem, path: str, put: Callable[[str], obj
 
 def is_half(path: str) -> bool:
     """Whether it is a name that `put_whole` writes under: who did may have been killed."""
-    return path.rpartition("/")[2].startswith(".")
+    return re.fullmatch(r"\..+\.[\w-]{8}", path.rpartition("/")[2]) is not None
 
 
 def no_such_place(uri: str, exc: FileNotFoundError) -> StorageError:

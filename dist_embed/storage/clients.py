@@ -17,10 +17,10 @@ from urllib.parse import urlsplit
 import fsspec
 from fsspec.core import url_to_fs
 
-from dist_embed.errors import StorageError, StoreUnavailable
+from dist_embed.errors import StorageError, StoreUnavailable, in_a_line
 from dist_embed.installed import missing_package
 from dist_embed.passwords import password_in
-from dist_embed.storage.retry import ANSWERS, comes_from_the_store, in_a_line, is_refusal
+from dist_embed.storage.retry import ANSWERS, comes_from_the_store, is_refusal
 
 CONNECT_SECONDS = 10
 READ_SECONDS = 60
@@ -69,7 +69,9 @@ def filesystem(uri: str, *, retries: bool = True) -> tuple[fsspec.AbstractFileSy
     except (ImportError, ValueError, TypeError) as exc:  # or what fsspec is told of it is wrong
         raise StorageError(f"cannot open {uri!r}: {missing_package(exc) or exc}") from exc
     except Exception as exc:  # as of ssh, which connects here
-        is_damaged = "::" in uri and isinstance(exc, _NO_ARCHIVE)
+        # Of sftp, EOFError is a server's that goes, see `comes_from_the_store`.
+        may_be_server = isinstance(exc, EOFError) and "sftp" in clients.values()
+        is_damaged = "::" in uri and isinstance(exc, _NO_ARCHIVE) and not may_be_server
         if not (is_damaged or comes_from_the_store(exc)):
             raise
         if isinstance(exc, FileNotFoundError) and client != "sftp":  # of an archive

@@ -20,6 +20,10 @@ from dist_embed.storage.bombs import Bomb, bounded, check_held, size_of
 from dist_embed.storage.clients import filesystem
 
 ENDINGS = (".gz", ".zst", ".bz2", ".xz", ".zip")
+# A link whose path ends so names a file by it, and has what signs it behind the `?`.
+_ENDINGS_OF_FILES = (
+    *ENDINGS, ".txt", ".tsv", ".csv", ".jsonl", ".ndjson", ".json", ".tmx", ".parquet",
+)  # fmt: skip
 # What opening raises, and what reading a damaged or truncated file, or a bomb does.
 # RuntimeError: a .zip wants a password. NotImplementedError is one: a compression Python has not.
 OPEN_ERRORS = (
@@ -105,6 +109,8 @@ def open_member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
 def name_of(uri: str) -> str:
     """The name whose ending tells a file's form: in lower case, in an archive the file's own."""
     name = uri.partition("::")[0] if storage.archive_of(uri) != uri else uri
-    if name.startswith(("http://", "https://")):
-        name = name.partition("?")[0]  # behind it lies what signs a link
-    return name.lower()  # .GZ, as some systems write it
+    name = name.lower()  # .GZ, as some systems write it
+    path = name.partition("?")[0]
+    is_link = name.startswith(("http://", "https://"))
+    # Of download.php?f=x.zip it is the whole that ends as the file does.
+    return path if is_link and path.endswith(_ENDINGS_OF_FILES) else name

@@ -12,7 +12,10 @@ _ENDINGS = {
     **{bytes([first]) + b"\x2a\x4d\x18": ".zst" for first in range(0x50, 0x60)},
 }  # fmt: skip
 
-# How files begin that are no text in UTF-8, and what is said of them.
+# How Parquet begins; PAR1 alone is the name of a protein, too.
+PARQUET = re.compile(rb"PAR1[\0-\x08\x0e-\x1f]")
+
+# How files begin that are no text in UTF-8, or stand for another, and what is said of them.
 _NO_TEXT = (
     (
         # With a mark of the byte order, or as text in Latin letters is without one.
@@ -21,7 +24,7 @@ _NO_TEXT = (
     ),
     (re.compile(rb"\0{8}"), "begins with zeros, as where its content was lost"),
     (
-        re.compile(rb"(?s).{257}ustar"),
+        re.compile(rb"(?s).{257}ustar *\0"),
         "is a tar archive; name the file in it, as tar://NAME::ARCHIVE.tar.gz",
     ),
     (
@@ -38,7 +41,18 @@ _NO_TEXT = (
         "is a pointer of Git LFS, and not the file it stands for: git lfs pull",
     ),
     (
-        re.compile(rb"(?i)\s*<!doctype html"),
+        re.compile(rb"/annex/objects/"),
+        "is a pointer of git-annex, and not the file it stands for: git annex get",
+    ),
+    (
+        re.compile(rb"(?s)ARROW1\0\0|\xff{4}.{3}\0"),
+        "is Arrow's, which is not read: write it as Parquet",
+    ),
+)
+# The same of what is such text, but of neither sentences nor vectors.
+_MARKUP = (
+    (
+        re.compile(rb"(?i)\s*<(?:!doctype html|html\b[^>]*>\s*(?:<|\Z))"),
         "is a web page, as servers send in place of a file",
     ),
     (
@@ -46,31 +60,29 @@ _NO_TEXT = (
         "is XML or SGML, of which TMX alone is read, in files whose names end in .tmx: take the "
         "sentences out",
     ),
-    (
-        re.compile(rb"(?s)ARROW1\0\0|\xff{4}.{3}\0"),
-        "is Arrow's, which is not read: write it as Parquet",
-    ),
 )
 
 
 def ending_of(head: bytes) -> str | None:
-    """What a file that begins like this should end in, were its name to tell how it is compressed;
-    None: it is not.
+    """The ending that belongs to a file which is compressed, as its first bytes show; None: it is
+    not.
     """
     return next((end for first, end in _ENDINGS.items() if head.startswith(first)), None)
 
 
-def no_text(head: bytes) -> str | None:
-    """What a file that begins like this is, where it is no text in UTF-8 with lines; None: it may
-    be such a text.
+def no_text(head: bytes, *, markup: bool = False) -> str | None:
+    """What is wrong with a file that should be lines of text in UTF-8; None: nothing that its first
+    bytes show.
 
     Args:
         head: its first bytes: as many as are looked at, or its first line.
+        markup: web pages and XML are such text.
     """
     text = head.removeprefix(b"\xef\xbb\xbf")  # Windows' mark
-    for begins, what in _NO_TEXT:
+    for begins, what in _NO_TEXT if markup else _NO_TEXT + _MARKUP:
         if begins.match(text):
             return what
-    if b"\n" not in head and b"\r" in head.rstrip(b"\r"):
+    # A single one is part of the text, or ends it.
+    if b"\n" not in head and head.count(b"\r") > 1 and b"\r" in head.rstrip(b"\r"):
         return "has lines that end with CR alone, and LF is expected: tr '\\r' '\\n'"
     return None

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 # Of a write, about which the system does not say where it went.
-_OF_WRITES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EPIPE}
+_OF_WRITES = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def regular(path: str | Path, flags: int) -> int:
@@ -69,5 +69,9 @@ class NamedFile(io.FileIO):
         self._path = path
 
     def write(self, content: Any) -> int:
-        with named(self._path):
-            return super().write(content)
+        try:
+            with named(self._path):
+                return super().write(content)
+        except BrokenPipeError as exc:  # not in `named`, whose blocks may write to processes, too
+            exc.filename = str(self._path)
+            raise

@@ -12,8 +12,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import TypeVar
 
-from dist_embed.errors import StorageError, StoreUnavailable, causes
-from dist_embed.passwords import masked
+from dist_embed.errors import StorageError, StoreUnavailable, causes, in_a_line
 
 T = TypeVar("T")
 
@@ -152,13 +151,6 @@ def _may_be_renewed(exc: BaseException) -> bool:
         return status_of(exc) != 403  # a key that the store itself refuses
     # gcsfs's, of a token that has run out.
     return status_of(exc) == 401 and "Invalid Credentials" in str(exc)
-
-
-def in_a_line(exc: BaseException) -> str:
-    """An error in a line that is not too long: some clients' hold the whole reply."""
-    # Not cut within a password, which would then be shown.
-    text = masked(" ".join(str(exc).split()))
-    return f"{type(exc).__name__}: {text[:500]}" if text else type(exc).__name__
 
 
 def _is_of_a_client(exc: BaseException) -> bool:

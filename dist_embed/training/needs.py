@@ -175,9 +175,10 @@ def _replicated(
 ) -> Replicated:
     shared = config.tokenizer.shared
     tokens = vocabulary_size["source"] if shared else sum(vocabulary_size.values())
-    held = "words" if config.tokenizer.kind == "word" else "pieces"
+    held, of_words = 0 if word_tables else tokens, config.tokenizer.kind == "word"
     return Replicated(
-        **({} if word_tables else {held: tokens}),
+        words=held if of_words else 0,
+        pieces=0 if of_words else held,
         parameters=dense_parameters(config.model, config.embedding.width),
     )
 

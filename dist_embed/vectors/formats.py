@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from dist_embed.storage.first_bytes import ending_of, no_text
+from dist_embed.storage.first_bytes import PARQUET, ending_of, no_text
 from dist_embed.vectors.arrays import ArrayVectors, is_safetensors
 from dist_embed.vectors.fasttext_binary import MAGIC, FastTextBinary
 from dist_embed.vectors.file import BYTE_ORDER_MARK, VectorFile, VectorFileError
@@ -108,7 +108,7 @@ def detect_format(uri: str, *, with_words: bool = False) -> Format:
             raise VectorFileError(f"{uri}: {what}")
     if head.startswith(_OF_NUMPY):
         return "npy"
-    if head.startswith(b"PAR1"):
+    if PARQUET.match(head):
         return "parquet"
     if head.startswith(MAGIC):
         return "fasttext-bin"

@@ -39,7 +39,7 @@ from skipgram import main as train_ours
 
 from dist_embed.cli.table import print_table
 from dist_embed.data.languages.inflected import InflectedLanguage
-from dist_embed.data.lexicon import log_likelihood_ratio
+from dist_embed.data.lexicon_learning import log_likelihood_ratio
 
 NEAREST = 10
 MINIMUM = 5  # occurrences, for a word to have a vector

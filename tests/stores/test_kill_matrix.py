@@ -69,10 +69,10 @@ def _matrix() -> Iterator[tuple[str, int, tuple[int, ...], bool, str]]:
 
 
 def _sampled() -> list[object]:
-    """The matrix, of which every fourth point is tried once by default, each time otherwise."""
+    """The matrix, of which every fifth point is tried once by default, each time otherwise."""
     combinations = list(_matrix())
     usual = set()
-    for number, name in enumerate(list(POINTS)[::4]):
+    for number, name in enumerate(list(POINTS)[::5]):
         of_point = [c for c in combinations if c[0] == name]
         usual.add(of_point[7 * number % len(of_point)])
     return [

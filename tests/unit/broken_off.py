@@ -1,4 +1,4 @@
-"""Waits that a signal breaks off."""
+"""Waits that a signal breaks off, and starts of threads."""
 
 from __future__ import annotations
 
@@ -34,3 +34,15 @@ def broken_off(seconds: float = 0.1) -> Iterator[None]:
         timer.join(60)
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+def broken_off_start(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal ends the process as the thread of that name, or of none, has just begun."""
+    original = threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        original(thread)
+        if thread.name.startswith(name):
+            raise SystemExit(143)
+
+    monkeypatch.setattr(threading.Thread, "start", start)

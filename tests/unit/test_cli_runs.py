@@ -20,6 +20,7 @@ import pytest
 import torch
 import yaml
 
+from dist_embed.cli.lines import lines_from
 from dist_embed.cli.main import main
 from dist_embed.cluster.feed import Feed
 from dist_embed.errors import RunFailed, RunStopped, StoreUnavailable, UserError
@@ -205,6 +206,24 @@ def test_a_translation_that_fails_leaves_its_file_as_it_was(
     # On standard output all before it is there.
     assert main(["translate", run_uri, "--input", str(texts)]) == 2
     assert capsys.readouterr().out == "A\nB\n"
+
+
+@pytest.mark.parametrize("of", ["a file", "a pipe", "standard input"])
+@pytest.mark.parametrize("first", ["<!DOCTYPE html>", "<?xml version='1.0'?>"])
+def test_a_page_is_translated_line_by_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, of: str
+) -> None:
+    content = f"{first}\n<p>\n".encode()
+    (tmp_path / "in.html").write_bytes(content)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    reading, writing = os.pipe()
+    os.write(writing, content)
+    os.close(writing)
+    name = {"a file": f"{tmp_path}/in.html", "a pipe": f"/dev/fd/{reading}"}.get(of, "-")
+    try:
+        assert list(lines_from(name)) == [first, "<p>"]
+    finally:
+        os.close(reading)
 
 
 def test_under_torchrun_a_translation_is_refused(

@@ -100,6 +100,11 @@ def test_what_means_something_else_to_yaml_is_refused_with_the_way_to_write_it(
     assert [part for part in parts if part not in message] == []
 
 
+def test_a_mapping_may_take_in_several_others() -> None:
+    text = "a: &a {x: 1}\nb: &b {y: 2}\nc: {<<: *a, <<: *b}"
+    assert mapping_in(text, "x").c == {"x": 1, "y": 2}
+
+
 def test_the_ways_to_write_it_are_taken(tmp_path: Path) -> None:
     quoted = [("run.uri='a #b'", "a #b"), ('run.uri="010"', "010"), ('run.uri="123"', "123"),
               ("run.uri='1:30'", "1:30"), ("run.uri=a#b", "a#b")]  # fmt: skip

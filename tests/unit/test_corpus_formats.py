@@ -290,6 +290,8 @@ def test_a_list_of_objects_is_told_how_it_becomes_lines(put: Put) -> None:
     for content in (f"[{row}, {row}]\n", f"[\n{row}\n]\n", f"[{', '.join(9 * [row])}]\n"):
         message = refused(put("x.json", content), max_line_bytes=200)
         assert "an object a line is expected, as jq -c '.[]' makes of a list" in message
+    path = put("x.json", row)
+    assert refused(path, max_line_bytes=9) == f"{path}, line 1: longer than max_line_bytes=9"
 
 
 def test_numbers_beside_texts_of_json_may_have_any_length(put: Put) -> None:
@@ -578,6 +580,8 @@ def test_an_error_of_a_reader_is_none_of_the_archive(put: Put) -> None:
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n", "git lfs pull"),
         (b" <!DOCTYPE html>\n<html>\n", "is a web page"),
         (b"\xef\xbb\xbf<!doctype html>\n<html>\n", "is a web page"),
+        (b"<html>\r\n<head><title>404 Not Found</title></head>\r\n", "is a web page"),
+        (b"/annex/objects/MD5E-s9--d8e8fca2dc0f896fd7cb4cb0031ba249.tsv\n", "git annex get"),
         (b'<refset setid="newstest2014">\n<seg id="1">A cat</seg>\n', "is XML or SGML"),
         (b"<?xml version='1.0' encoding='utf-8'?>\n<dataset id='x'>\n", "is XML or SGML"),
         (gzip.compress(b"a\n"), r"begins like a \.gz file: unpack it, let its name"),
@@ -585,6 +589,7 @@ def test_an_error_of_a_reader_is_none_of_the_archive(put: Put) -> None:
         (b"7z\xbc\xaf\x27\x1c" + bytes(9), "is packed by 7-Zip"),
         (b"PK\3\4" + bytes(26) + b"[Content_Types].xml", "of an office program: save it as CSV"),
         (b"x\0" + bytes(255) + b"ustar\x0000" + bytes(247) + b"a\tb\n", "is a tar archive"),
+        (b"x\0" + bytes(255) + b"ustar  \0" + bytes(247) + b"a\tb\n", "is a tar archive"),
     ],
 )  # fmt: skip
 def test_what_is_no_text_is_named_and_never_passed_over(
@@ -600,9 +605,25 @@ def test_what_is_no_text_is_named_and_never_passed_over(
             list(read_pairs(corpus))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "PAR1 activation by thrombin", "a " * 128 + "mustard", "a " * 128 + "mustar d",
+        "<html> is the root of a page",
+    ],
+)  # fmt: skip
+def test_text_that_begins_much_like_something_else_is_text(put: Put, text: str) -> None:
+    assert pairs(put("x", f"{text}\tb\n"), NUMBERED) == [(text, "b")]
+
+
 def test_carriage_returns_within_lines_are_text(put: Put) -> None:
     path = put("x", b"a\rb\tc\nd\te\r")
     assert pairs(path, NUMBERED) == [("a\rb", "c"), ("d", "e")]
+    for end in ("", "\r"):
+        assert pairs(put("x", f"a\tb{end}"), NUMBERED) == [("a", "b")]
+    assert pairs(put("x", "a\rb\tc"), NUMBERED) == [("a\rb", "c")]
+    path = put("x", b"a\r" + b"b" * 99 + b"\tc\nd\te\n")
+    assert skipping(path, NUMBERED, max_line_bytes=20)[:2] == ([("d", "e")], 1)
 
 
 @pytest.mark.parametrize("side", [0, 1])

@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -19,11 +20,13 @@ import pytest
 from dist_embed import __version__
 from dist_embed.cli import main as module
 from dist_embed.cli.main import main
+from dist_embed.data.processes import ProcessEnded
 from dist_embed.errors import NotWritable, RunFailed, RunStopped, StoreUnavailable, UserError
 from dist_embed.observe import quiet
 from dist_embed.observe.events import Screen
 from dist_embed.parallel.stop import SIGNALS, stop_on_signals
 from dist_embed.storage.temporary import temporary_folder
+from dist_embed.storage.uri import whole_file
 from dist_embed.streams import has_seen_enough, say
 
 Doing = Callable[[Callable[[], None]], int]
@@ -125,7 +128,8 @@ def taking(*numbers: int) -> None:
         ),
         (RunStopped("after step 5"), 143, "dist-embed: after step 5\n"),  # a worker was asked
         (BrokenPipeError(errno.EPIPE, "broken", "standard output"), 0, ""),
-        (BrokenPipeError(errno.EPIPE, "broken"), 2, "dist-embed: [Errno 32] broken\n"),
+        (BrokenPipeError(errno.EPIPE, "broken"), 1, "dist-embed: [Errno 32] broken\n"),
+        (ProcessEnded("one was killed"), 1, "dist-embed: one was killed\n"),
     ],
 )
 def test_errors_have_their_exit_codes(
@@ -135,15 +139,32 @@ def test_errors_have_their_exit_codes(
     assert capsys.readouterr().err == said
 
 
+def socket_pair() -> tuple[int, int]:
+    here, there = socket.socketpair()
+    return here.detach(), there.detach()
+
+
+@pytest.mark.parametrize("opened", [os.pipe, socket_pair])
 def test_a_broken_pipe_is_enough_for_the_reader_of_our_output_alone(
-    monkeypatch: pytest.MonkeyPatch,
+    opened: Callable[[], tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reader, writer = os.pipe()
+    reader, writer = opened()
     with os.fdopen(writer, "w") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
         assert not has_seen_enough(BrokenPipeError())
         os.close(reader)
         assert has_seen_enough(BrokenPipeError())
+
+
+def test_a_pipe_that_breaks_while_a_file_is_written_is_not_that_file(
+    doing: Doing, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def act() -> None:
+        with whole_file(str(tmp_path / "x")):
+            raise BrokenPipeError(errno.EPIPE, "broken")
+
+    assert doing(act) == 1
+    assert capsys.readouterr().err == "dist-embed: [Errno 32] broken\n"
 
 
 @pytest.mark.parametrize("words", [["--quiet", "act"], ["act", "--quiet"]])

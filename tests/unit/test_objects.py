@@ -21,10 +21,9 @@ from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.spec import AbstractFileSystem
 from s3fs.errors import translate_boto_error
 
-from dist_embed.errors import StorageError, StoreUnavailable
+from dist_embed.errors import StorageError, StoreUnavailable, in_a_line
 from dist_embed.storage import objects, retry, uri
 from dist_embed.storage.objects import ForeignObject, ObjectStore
-from dist_embed.storage.retry import in_a_line
 from tests.unit.clock import Clock
 
 

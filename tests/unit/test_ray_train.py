@@ -47,6 +47,7 @@ from dist_embed.data.lines_ahead import LinesAhead
 from dist_embed.errors import RunFailed, RunStopped, UserError
 from dist_embed.parallel import hang, stop
 from dist_embed.parallel.errors import Hangs
+from tests.unit.broken_off import broken_off_start
 
 BEGIN = {"kind": "begin", "start": 0, "node": "here"}
 FAILURE = {
@@ -238,18 +239,6 @@ def test_a_run_that_waits_for_room_is_not_waited_for(
     with pytest.raises(RunStopped, match=f"before the workers {before}"):
         launch.run()
     assert "controller ended" in launch.course  # by a thread, while the terminal is told
-
-
-def broken_off_start(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A signal ends the process as the thread of that name, or of none, has just begun."""
-    original = threading.Thread.start
-
-    def start(thread: threading.Thread) -> None:
-        original(thread)
-        if thread.name.startswith(name):
-            raise SystemExit(143)
-
-    monkeypatch.setattr(threading.Thread, "start", start)
 
 
 def test_what_asks_ray_is_waited_for_where_a_signal_comes_as_it_begins(

@@ -34,7 +34,7 @@ from dist_embed.parallel import stop
 from dist_embed.parallel.errors import is_passing
 from dist_embed.storage.objects import Buffer, ObjectStore
 from tests.checkpoints import keeping, saving
-from tests.unit.broken_off import broken_off
+from tests.unit.broken_off import broken_off, broken_off_start
 from tests.unit.gated_store import ONE, GatedStore, saver_of, state_of
 
 
@@ -612,6 +612,23 @@ def test_a_save_goes_on_where_the_wait_for_it_is_broken_off(store: GatedStore) -
         check_saved(store, step)
 
 
+def test_a_save_goes_on_where_its_start_is_broken_off(
+    store: GatedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saver = saver_of(store)
+    store.gate.clear()
+    with monkeypatch.context() as patched:
+        broken_off_start("checkpoint", patched)
+        with pytest.raises(SystemExit):
+            saver.save(state_of(1))
+    assert saver.step_under_way == 1
+    threading.Timer(0.1, store.gate.set).start()
+    saver.save(state_of(2))
+    saver.wait()
+    for step in (1, 2):
+        check_saved(store, step)
+
+
 def test_a_synchronous_save_has_a_limit_too_and_that_is_all_its_time(
     store: GatedStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -680,6 +697,7 @@ def test_a_thread_that_does_not_start_is_no_save(
         failing.setattr(threading.Thread, "start", fail)
         with pytest.raises(RuntimeError, match="new thread"):
             saver.save(state_of(1))
+    assert saver.step_under_way is None
     saver.close()
     saver.save(state_of(1))
     saver.wait()

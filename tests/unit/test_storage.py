@@ -38,7 +38,7 @@ from dist_embed.data.word_table import write_words
 from dist_embed.errors import NotWritable, StorageError, StoreUnavailable, UserError
 from dist_embed.observe.quiet import open_log
 from dist_embed.passwords import masked, password_in
-from dist_embed.storage import bombs, clients, retry
+from dist_embed.storage import bombs, calls, clients, retry
 from dist_embed.storage import uri as storage
 from dist_embed.storage.bombs import Bomb
 from dist_embed.storage.clients import filesystem
@@ -46,6 +46,7 @@ from dist_embed.storage.compressed import (
     OPEN_ERRORS,
     READ_ERRORS,
     is_compressed,
+    name_of,
     open_decompressed,
 )
 from dist_embed.storage.objects import ObjectStore
@@ -627,6 +628,15 @@ def test_a_whole_file_of_a_store_appears_when_its_block_has_ended_well(
         )
 
 
+def test_what_a_killed_writer_leaves_is_known_from_files_of_others() -> None:
+    left: list[str] = []
+    with pytest.raises(KeyError):
+        calls.put_whole(Disk(), "folder/x", left.append)  # which writes nothing
+    assert calls.is_half(left[0])
+    for name in ("x", ".htaccess", ".nfs00000000012ab3cd00000001", ".x.swp", "x.01234567"):
+        assert not calls.is_half(f"folder/.x.01234567/{name}")
+
+
 def test_a_local_path_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/me")
@@ -761,6 +771,12 @@ def test_a_signed_link_is_known_by_the_ending_of_its_path() -> None:
     assert is_compressed("s3://b/what?.gz")
 
 
+def test_a_link_that_asks_for_a_file_is_known_by_the_ending_of_what_it_asks_for() -> None:
+    assert is_compressed("https://opus/download.php?f=Europarl/v8/moses/de-en.TXT.zip")
+    assert name_of("https://h/get?file=x.jsonl") == "https://h/get?file=x.jsonl"
+    assert name_of("https://h/x.parquet?sig=a.gz") == "https://h/x.parquet"
+
+
 class Unsized(io.BytesIO):
     """As of HTTP without a length: it cannot tell where it ends."""
 
@@ -803,6 +819,21 @@ def test_a_key_that_is_not_there_is_no_missing_file(monkeypatch: pytest.MonkeyPa
         storage.filesystem("sftp://h/x")
     with pytest.raises(FileNotFoundError):
         storage.filesystem("zip://x::gone.zip")
+
+
+@pytest.mark.parametrize(
+    ("place", "kind"), [("sftp://h/a.tar", StoreUnavailable), ("file:///a.tar", StorageError)]
+)
+def test_a_server_that_goes_is_no_damaged_archive(
+    monkeypatch: pytest.MonkeyPatch, place: str, kind: type[Exception]
+) -> None:
+    def ended(uri: str, **options: Any) -> None:
+        raise EOFError
+
+    monkeypatch.setattr(clients, "url_to_fs", ended)
+    with pytest.raises(StorageError, match="cannot open 'tar://x::") as caught:
+        storage.filesystem(f"tar://x::{place}")
+    assert type(caught.value) is kind
 
 
 @pytest.mark.parametrize("name", ["cut.zip", "cut.tgz", "cut.tar", "text.zip", "text.tgz", "0.tar"])

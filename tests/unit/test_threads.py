@@ -58,6 +58,17 @@ def test_a_thread_that_has_not_begun_is_not_waited_for(monkeypatch: pytest.Monke
     assert not thread.is_alive()
 
 
+def test_a_thread_that_was_started_twice_is_waited_for() -> None:
+    go_on = threading.Event()
+    thread = WaitedThread(target=go_on.wait, daemon=True)
+    thread.start()
+    with pytest.raises(RuntimeError, match="once"):
+        thread.start()
+    threading.Timer(0.1, go_on.set).start()
+    thread.join(60)
+    assert go_on.is_set()
+
+
 def test_a_thread_that_raises_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading, "excepthook", lambda args: None)
     thread = WaitedThread(target=lambda: 1 / 0)

@@ -561,6 +561,7 @@ def test_a_list_of_words_belongs_to_a_matrix_alone(tmp_path: Path) -> None:
         (b"2 1\na \x20\x20\x20\x20", "word2vec"), (b"\xef\xbb\xbf2 1\na 0.5\n", "word2vec"),
         (b"2 1\n\x1f\t 0.5\nb 1", "word2vec"), (b"2 99\na\x1f 0.5 1", "word2vec-bin"),
         (b"PAR1\x15", "parquet"), (b"2 x\na 0.5\n", "glove"), (b"a 2\n", "glove"),
+        (b"PAR1 2 3\n", "glove"),
         (b"1 2 3\n", "glove"), (b"12\n", "glove"),
         (b"\x93NUMPY\x01\x00", "npy"), (struct.pack("<i", 793712314), "fasttext-bin"),
     ],

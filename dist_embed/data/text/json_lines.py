@@ -24,7 +24,11 @@ def json_pairs(
     source, target = names_alone(name, columns)
     # Not as int, which Python makes of 4,300 digits at most.
     decode = json.JSONDecoder(parse_int=Decimal).decode
-    beyond = f"{too_long(limit)}; {_EXPECTED}{_OF_A_LIST}"
+
+    def beyond(line: bytes) -> str:
+        is_list = line.lstrip(b"\xef\xbb\xbf \t").startswith(b"[")
+        return too_long(limit) + f"; {_EXPECTED}{_OF_A_LIST}" * is_list
+
     for number, line in enumerate(lines_of(file, name, limit, beyond), start=1):
         if isinstance(line, WrongRow):
             yield line

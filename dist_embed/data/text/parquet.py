@@ -55,11 +55,12 @@ def parquet_pairs(
             has_long = max(map(_longest, values.values())) > limit
             for place in range(len(batch)):
                 number += 1
-                of_row = {top: some[place : place + 1] for top, some in values.items()}
                 try:
-                    if has_long and max(map(_longest, of_row.values())) > limit:
+                    if has_long and any(
+                        _longest(v[place : place + 1]) > limit for v in values.values()
+                    ):
                         raise ValueError(too_long(limit))
-                    row = {top: one[0].as_py() for top, one in of_row.items()}
+                    row = {top: some[place].as_py() for top, some in values.items()}
                     source, target = (cell(nested(row, one), limit) for one in wanted)
                     yield source, target
                 except ValueError as exc:
@@ -101,7 +102,7 @@ def _longest(values: pa.Array) -> int:
         first, end = values.offsets[0].as_py(), values.offsets[-1].as_py()
         return max(_longest(some[first:end]) for some in (values.keys, values.items))
     if pa.types.is_dictionary(kind):
-        used = values.indices.drop_null().to_pylist()
+        used = values.indices.drop_null().unique().to_pylist()
         return max((_longest(values.dictionary[one : one + 1]) for one in used), default=0)
     if pa.types.is_string_view(kind) or pa.types.is_binary_view(kind):
         # Each is 16 bytes, of which the first four are its length; pyarrow 26 cannot ask for it.
