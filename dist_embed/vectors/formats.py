@@ -134,8 +134,8 @@ def detect_format(uri: str, *, with_words: bool = False) -> Format:
 
 
 def _lack_words(lines: list[bytes]) -> bool:
-    """Whether ``lines`` have numbers alone: where only first ones are whole, these are words, with
-    which sorted lists begin.
+    """Whether ``lines`` are numbers alone. Not where all first ones are whole, or only first ones
+    are: those are words, with which a sorted list begins.
     """
     cells = [line.split() for line in lines if line.strip()]
     first = [of_line[0] for of_line in cells]
