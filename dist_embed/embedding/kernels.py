@@ -1,6 +1,6 @@
 """FBGEMM's kernels in the sharded modules, which read and update the tables' rows.
 
-What lies inside of both is asked and set here, and nowhere else.
+The private parts of both are read and set here alone.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def text_of(config: Config) -> Text:
     if not storage.exists(storage.join(folder, INDEX_NAME)):
         return expected_text(config, config.tokenizer.vocab_size)
     found = _prepared_text(folder)
-    if config.model.share_embeddings == "all" and len({*found.vocabulary_size.values()}) > 1:
+    if config.model.share_embeddings == "all" and "both" not in found.words:
         raise UserError(
             f"{config.data.uri} holds data prepared with tokenizer.shared=false: not allowed with "
             "model.share_embeddings=all; give data.uri another folder, or prepare it again: "

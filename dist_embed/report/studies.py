@@ -82,7 +82,8 @@ def _without_odd_figures(row: Row) -> Row:
         if isinstance(value, dict):
             return {key: one for key, one in value.items() if one is not None and sound(one)}
         if isinstance(value, list):
-            return [one for one in value if one is not None and sound(one)]
+            # By worker: without one, those behind it would be other workers'.
+            return value if all(one is not None and sound(one) for one in value) else None
         return value if sound(value) else None
 
     return {

@@ -21,9 +21,10 @@ def from_json(text: str | bytes) -> Any:
         raise ValueError("nested too deep") from None
 
 
-def as_kind(kind: type[T], values: Any) -> T:
+def as_kind(kind: type[T], values: Any, *, exact: bool = True) -> T:
     """A dataclass, and those in it, from what JSON has for it. Raises ValueError, with the first
-    key that does not fit or that it has no field for: one of a later version may decide something.
+    key that does not fit or, where it is to be ``exact``, that it has no field for: one of a later
+    version may decide something.
     """
     try:
         # As JSON: lists are tuples there, and nothing else is taken for another type.
@@ -32,7 +33,7 @@ def as_kind(kind: type[T], values: Any) -> T:
         first = exc.errors(include_url=False, include_context=False)[0]
         where = ".".join(map(str, first["loc"])) or "the whole"
         raise ValueError(f"{where}: {first['input']!r:.80}: {first['msg']}") from None
-    for name in _unknown(made, values):
+    for name in _unknown(made, values) if exact else ():
         raise ValueError(f"{name}: not known to this version")
     return made
 

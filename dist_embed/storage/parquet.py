@@ -21,9 +21,6 @@ import pyarrow.parquet as pq
 from dist_embed.storage import uri as storage
 from dist_embed.storage.bombs import check_held, size_of
 
-# Bytes of a column that are read at once: without a number, all of a row group.
-_READ_AT_ONCE = 2**20
-
 
 class ParquetError(ValueError):
     """What was read is no Parquet file, is damaged, or has not the columns that are wanted."""
@@ -35,6 +32,8 @@ class ParquetReader:
     Args:
         file: stays open while it is read.
         footer: its last bytes, as `row_groups` gives them; None: they are read from it.
+        at_once: bytes of a column that are read at once; 0: all of a row group, which is one
+            request where the file is in a store.
 
     Attributes:
         schema: the columns' names and types.
@@ -42,13 +41,15 @@ class ParquetReader:
     Raises ParquetError.
     """
 
-    def __init__(self, file: IO[bytes] | FilePart, footer: bytes | None = None) -> None:
+    def __init__(
+        self, file: IO[bytes] | FilePart, footer: bytes | None = None, *, at_once: int = 0
+    ) -> None:
         with _errors_of_arrow():
             metadata = None
             if footer is not None:
                 metadata = pq.ParquetFile(io.BytesIO(footer), pre_buffer=False).metadata
             self._file = pq.ParquetFile(
-                file, metadata=metadata, pre_buffer=False, buffer_size=_READ_AT_ONCE
+                file, metadata=metadata, pre_buffer=False, buffer_size=at_once
             )
             self.schema: pa.Schema = self._file.schema_arrow
 

@@ -13,6 +13,8 @@ from dist_embed.storage import uri as storage
 from dist_embed.storage.json_text import Count, as_kind, from_json
 from dist_embed.study.results import SCHEMA
 
+_SCORED_AGAIN = "the run is scored again, by its checkpoints where they are there"
+
 
 @dataclass(frozen=True)
 class _Machine:
@@ -38,37 +40,45 @@ class _Result:
     figures: dict[str, Any] = field(default_factory=dict)
 
 
-def read_kept(uri: str) -> dict[str, Any] | None:
-    """A mapping; None where there is no such file. Raises UserError: it is damaged."""
+def read_kept(uri: str, without: str) -> dict[str, Any] | None:
+    """A mapping; None where there is no such file, or an empty one, as earlier versions left
+    beside vectors that were not trained to the end.
+
+    Raises UserError: it is damaged, and what happens ``without`` it.
+    """
     try:
-        values = from_json(storage.read_bytes(uri))
+        content = storage.read_bytes(uri)
+        if not content:
+            return None
+        values = from_json(content)
         if not isinstance(values, dict):
             raise ValueError("no mapping")
     except FileNotFoundError:
         return None
     except ValueError as exc:
-        raise _damaged(uri, exc) from exc
+        raise _damaged(uri, exc, without) from exc
     return values
 
 
 def read_result(uri: str, scoring: int) -> dict[str, Any] | None:
-    """The result of a run, as values; None where there is none that was scored like this.
+    """The result of a run, as values; None where there is none that was scored like this. What a
+    later version says besides is passed over: the figures are what ``scoring`` makes them.
 
     Raises UserError: it is damaged.
     """
-    values = read_kept(uri)
+    values = read_kept(uri, _SCORED_AGAIN)
     if values is None or values.get("scoring") != scoring:
         return None
     try:
-        found = as_kind(_Result, values)
+        found = as_kind(_Result, values, exact=False)
         pa.Table.from_pylist([found.planned | found.figures], schema=SCHEMA)
     except (ValueError, TypeError, OverflowError) as exc:
-        raise _damaged(uri, exc) from exc
+        raise _damaged(uri, exc, _SCORED_AGAIN) from exc
     return values
 
 
-def read_files(uri: str, values: Any) -> Inputs:
-    """The record of files that ``values`` of a file are. Raises UserError: it is damaged."""
+def read_files(uri: str, values: Any, without: str) -> Inputs:
+    """The record of files that ``values`` of a file are. Raises UserError as `read_kept` does."""
     try:
         if not isinstance(values, dict):
             raise ValueError("no mapping")
@@ -76,8 +86,8 @@ def read_files(uri: str, values: Any) -> Inputs:
             part: [as_kind(InputFile, file) for file in files] for part, files in values.items()
         }
     except (ValueError, TypeError) as exc:
-        raise _damaged(uri, exc) from exc
+        raise _damaged(uri, exc, without) from exc
 
 
-def _damaged(uri: str, why: Exception) -> UserError:
-    return UserError(f"{uri} is damaged ({why}): remove it, and what it is of is made anew")
+def _damaged(uri: str, why: Exception, without: str) -> UserError:
+    return UserError(f"{uri} is damaged ({why}): remove it, and {without}")

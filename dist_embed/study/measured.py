@@ -48,8 +48,8 @@ def figures_of(lines: Sequence[dict[str, Any]]) -> dict[str, Any]:
         found["tokens_per_second"] = statistics.median(speeds)
     for column, share in (("p10", 0.1), ("p50", 0.5), ("p90", 0.9), ("max", 1.0)):
         found[f"step_seconds_{column}"] = float(np.quantile(seconds, share))
-    whole = [one for one in timed if _tells_workers(one[0])]
-    return found | (_by_phase(whole) | _by_worker(whole) if whole else {})
+    complete = [one for one in timed if _tells_workers(one[0])]
+    return found | (_by_phase(complete) | _by_worker(complete) if complete else {})
 
 
 def _by_phase(told: Sequence[Logged]) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from dist_embed.training.step_seconds import threads_per_worker
 # since 3 an unknown word is one token that matches nothing, and both sides have the run's form and
 # lower case; since 4 the training pairs whose loss is told are of mixed lengths.
 SCORING = 4
+_WITHOUT_NOTE = "the files that the run began from are believed to be what they were"
 
 
 def run_study(study: Study, on_event: Callable[[Event], None]) -> list[Outcome]:
@@ -74,9 +75,9 @@ def run_study(study: Study, on_event: Callable[[Event], None]) -> list[Outcome]:
     # Written before a run begins, which may be interrupted.
     notes = {run.name: storage.join(study.folder, "results", f"{run.name}.from") for run in runs}
     begun_from = {
-        name: read_files(uri, there)
+        name: read_files(uri, there, _WITHOUT_NOTE)
         for name, uri in notes.items()
-        if (there := read_kept(uri)) is not None
+        if (there := read_kept(uri, _WITHOUT_NOTE)) is not None
     }
     for name, recorded in begun_from.items():
         unchanged.check(recorded, started_from[name], f"the run {name}", say)
@@ -209,7 +210,8 @@ def _check_folder(study: Study) -> None:
     """
     check_writable(study.folder, "folder")
     uri = storage.join(study.folder, "study.json")
-    own, there = {"kind": study.kind, "title": study.title}, read_kept(uri)
+    own = {"kind": study.kind, "title": study.title}
+    there = read_kept(uri, "the folder is believed to be this study's")
     if there is None:
         storage.write_text(uri, json.dumps(own, ensure_ascii=False) + "\n")
     elif there != own:

@@ -15,6 +15,7 @@ from dist_embed.vectors.write import Block, write_vectors
 
 # In the file beside the vectors that says how they were made: what the texts were.
 _TEXTS = "texts_were"
+_WITHOUT = "the vectors are trained anew"
 
 
 class _Sentences:
@@ -40,10 +41,11 @@ def ensure_word_vectors(wanted: WordVectors, folder: str, say: Callable[[str], N
     output = storage.join(folder, wanted.output)
     recipe, recipe_uri = wanted.model_dump(mode="json"), f"{output}.json"
     files = [wanted.text] if isinstance(wanted.text, str) else wanted.text
-    there = read_kept(recipe_uri) or {}
+    there = read_kept(recipe_uri, _WITHOUT) or {}
     texts = there.pop(_TEXTS, None)
     if there == recipe:
-        unchanged.check(texts and read_files(recipe_uri, texts), files, output, say)
+        recorded = texts and read_files(recipe_uri, texts, _WITHOUT)
+        unchanged.check(recorded, files, output, say)
         return
     require("gensim")
     from gensim.models import Word2Vec
@@ -56,7 +58,7 @@ def ensure_word_vectors(wanted: WordVectors, folder: str, say: Callable[[str], N
     )  # fmt: skip
     words = list(model.wv.index_to_key)
     block = Block(words, model.wv.expandos["count"], model.wv.vectors)
-    storage.write_text(recipe_uri, "{}\n")  # those that were there go
+    storage.write_text(recipe_uri, "{}\n")  # if this is broken off, it fits nothing
     write_vectors(output, "word2vec", [block], num_words=len(words), width=wanted.width)
     storage.write_text(recipe_uri, json.dumps(recipe | {_TEXTS: texts}, indent=1) + "\n")
     say(f"{len(words):,} vectors → {output}")

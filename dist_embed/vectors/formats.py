@@ -17,10 +17,11 @@ from dist_embed.vectors.word2vec_binary import Word2VecBinary
 
 _LOOKED_AT = 2**14
 _OF_NUMPY = b"\x93NUMPY"
+_PICKLED = re.compile(rb"\x80[\x02-\x05]")
 # What is not read: how such a file begins, and what is said of it.
 _REFUSED = (
     (
-        re.compile(rb"\x80[\x02-\x05]"),
+        _PICKLED,
         "is pickled, as gensim's .kv and .model are, which can run code: it is not read; gensim "
         "writes what is: m = gensim.utils.SaveLoad.load(FILE); "
         "getattr(m, 'wv', m).save_word2vec_format('vectors.bin', binary=True)",
@@ -35,7 +36,7 @@ _REFUSED = (
         "is HDF5, which is not read; save its matrix with numpy.save, and its words one a line",
     ),
 )
-# A list of words that is JSON, and one whose words all have numbers behind them.
+# A list of words that is JSON.
 _JSON = re.compile(rb'\s*[\[{]\s*"[^"\n]*"\s*[,:\]]')
 
 
@@ -123,8 +124,7 @@ def detect_format(uri: str, *, with_words: bool = False) -> Format:
         return "tsv"
     header = parse_header(first)
     if header is None:
-        words = [line.split()[0] for line in head.split(b"\n")[:-1] if line.strip()]
-        if len(words) > 1 and are_numbers(words) and not all(map(bytes.isdigit, words)):
+        if _lack_words(head.split(b"\n")[:-1]):
             raise VectorFileError(
                 f"{uri}: has lines of numbers alone; give the list of their words (`words`), or "
                 "`format: glove` where the first number of a line is its word"
@@ -133,12 +133,25 @@ def detect_format(uri: str, *, with_words: bool = False) -> Format:
     return "word2vec" if _is_text(rest, header[1]) else "word2vec-bin"
 
 
+def _lack_words(lines: list[bytes]) -> bool:
+    """Whether ``lines`` are numbers alone. Not where all first ones are whole, or only first ones
+    are: those are words, with which a sorted list begins.
+    """
+    cells = [line.split() for line in lines if line.strip()]
+    first = [of_line[0] for of_line in cells]
+    if len(first) < 2 or not are_numbers(first):
+        return False
+    are_whole = [one.isdigit() for one in first]
+    others = any(one.isdigit() for of_line in cells for one in of_line[1:])
+    return not all(are_whole) and (others or not any(are_whole))
+
+
 def _check_list(uri: str) -> None:
     """Raise VectorFileError where a list of words is none, as far as its first bytes tell."""
     with open_stream(uri, read_ahead=False) as file:
         head = read_up_to(file, _LOOKED_AT, uri)
     what = no_text(head)
-    if head.startswith(_OF_NUMPY) or _REFUSED[0][0].match(head):
+    if head.startswith(_OF_NUMPY) or _PICKLED.match(head):
         what = "is an array or pickled"
     elif _JSON.match(head):
         what = "is JSON"

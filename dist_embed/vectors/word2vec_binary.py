@@ -4,6 +4,7 @@ space and the vector's little-endian float32.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,6 +16,8 @@ from dist_embed.vectors.text import parse_header
 _MAX_WORD_BYTES = 4096
 # What values are not, but bytes of two neighbours that are taken for one.
 _WILD = 1e20
+# Whole values that may be the rest of a word, the last with its blank: about 1e-19.
+_REST = re.compile(rb"(?:[ -~\x80-\xff]{4})*?[ -~\x80-\xff]{3} ")
 
 
 class Word2VecBinary:
@@ -48,7 +51,7 @@ class Word2VecBinary:
         assert self.num_stated is not None
         size = 4 * self.width
         group = max(1, BLOCK_BYTES // size)
-        on_lines = False
+        on_lines = follows_rest = False
         with Forward(self.uri) as data:
             data.until(b"\n", _MAX_WORD_BYTES)
             for first in range(0, self.num_stated, group):
@@ -66,10 +69,16 @@ class Word2VecBinary:
                     # The tool ends each vector with a line end, which others leave out.
                     word = raw.lstrip(b"\n")
                     on_lines = on_lines or len(word) < len(raw)
-                    if b"\n" in word or (b"\0" in word and not readable(word)):
+                    text = readable(word)
+                    if b"\n" in word or (b"\0" in word and not text):
                         raise self._out_of_step(first + place)
+                    # Where values stay whole, the last of them are taken for the next word.
+                    if follows_rest and not on_lines and not (text and text.isprintable()):
+                        raise self._out_of_step(first + place - 1)
+                    rest = _REST.match(vector)
+                    follows_rest = rest is not None and readable(rest[0]) != ""
                     if mine:
-                        words.append(readable(word))
+                        words.append(text)
                         values[place] = np.frombuffer(vector, dtype="<f4")
                 if not on_lines and self.num_stated > 1:  # hardly anything else tells
                     sizes = np.abs(values)

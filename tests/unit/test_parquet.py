@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from dist_embed.data.prepare import read_counts
@@ -54,6 +55,26 @@ def test_columns_are_chosen_by_name(tmp_path: Path) -> None:
         list(ParquetReader(io.BytesIO(content)).batches(["text"], rows=2))
     with pytest.raises(FileNotFoundError):
         read_parquet(str(tmp_path / "gone"))
+
+
+def test_a_column_is_read_at_once_unless_less_is_asked_for() -> None:
+    """Of a file in a store each read is a request."""
+
+    class Counted(io.BytesIO):
+        longest = 0
+
+        def read(self, size: int | None = -1, /) -> bytes:
+            found = super().read(size)
+            self.longest = max(self.longest, len(found))
+            return found
+
+    content = io.BytesIO()
+    pq.write_table(pa.table({"a": np.random.default_rng(1).random(400_000)}), content)
+    whole, parts = Counted(content.getvalue()), Counted(content.getvalue())
+    ParquetReader(whole).read()
+    ParquetReader(parts, at_once=2**16).read()
+    assert whole.longest > 3_000_000
+    assert parts.longest < 2**21
 
 
 def test_a_damaged_file_raises_one_kind_of_error(tmp_path: Path) -> None:

@@ -254,9 +254,10 @@ def test_a_step_is_as_full_as_the_longer_sides_of_pairs_leave_it(
     assert found.source_share == pytest.approx(0.95 * 32 / 46 * 15 / 16)
 
 
-def test_data_of_two_vocabularies_are_not_planned_as_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", [50, 60])
+def test_data_of_two_vocabularies_are_not_planned_as_one(tmp_path: Path, target: int) -> None:
     folder = str(tmp_path / "data")
-    write_words_folder(folder, {"source": 50, "target": 60}, sentences=40)
+    write_words_folder(folder, {"source": 50, "target": target}, shared=False, sentences=40)
     with pytest.raises(UserError, match=r"tokenizer\.shared=false: not allowed with model\.share"):
         text_of(configured(data={"uri": folder}, model={"share_embeddings": "all"}))
     text_of(configured(data={"uri": folder}, model={"share_embeddings": "decoder"}))

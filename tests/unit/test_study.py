@@ -524,12 +524,15 @@ def test_a_damaged_result_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ]  # fmt: skip
     for change in changes:
         result.write_text(json.dumps(there | change))
-        with pytest.raises(UserError, match=f"{result.name} is damaged"):
+        with pytest.raises(UserError, match=f"{result.name} is damaged .* scored again"):
             study_run.run_study(found, lambda event: None)
-    result.write_text(json.dumps(there))
+    # As a later version may have scored it alike, and said more of it.
+    result.write_text(json.dumps(there | {"x": 1, "machine": MACHINE | {"gpus": 8}}))
+    study_run.run_study(found, lambda event: None)
+    assert "gpus" in result.read_text()  # it was not made again
     for text in ("[]", "{", '{"a": 3}', '{"a": [3]}', '{"a": [{"uri": "b"}]}'):
         note.write_text(text)
-        with pytest.raises(UserError, match=f"{note.name} is damaged"):
+        with pytest.raises(UserError, match=f"{note.name} is damaged .* files that the run began"):
             study_run.run_study(found, lambda event: None)
 
 
@@ -696,13 +699,13 @@ def gensim(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return asked
 
 
-@pytest.mark.parametrize("text", ["", "[]", "[" * 1500, "\\xff", '{"a', "RECIPE"])
+@pytest.mark.parametrize("text", ["[]", "[" * 1500, "\\xff", '{"a', "RECIPE"])
 def test_a_damaged_recipe_of_word_vectors_is_named(tmp_path: Path, text: str) -> None:
     wanted = WordVectors(text="a.txt", output="v.txt", width=4)
     if text == "RECIPE":  # what it says of the text
         text = json.dumps(wanted.model_dump(mode="json") | {"texts_were": [1]})
     (tmp_path / "v.txt.json").write_text(text)
-    with pytest.raises(UserError, match=r"v\.txt\.json is damaged"):
+    with pytest.raises(UserError, match=r"v\.txt\.json is damaged .* vectors are trained anew"):
         ensure_word_vectors(wanted, str(tmp_path), print)
 
 
@@ -750,6 +753,9 @@ def test_word_vectors_of_a_text_that_has_changed_are_refused(
     recipe.write_text(wanted.model_dump_json(indent=1) + "\n")
     ensure_word_vectors(wanted, str(tmp_path), said.append)
     assert (len(gensim), len(said)) == (1, 3)
+    recipe.write_text("")  # and where it was interrupted
+    ensure_word_vectors(wanted, str(tmp_path), said.append)
+    assert len(gensim) == 2
 
 
 def test_a_study_over_files_that_have_changed_is_refused(

@@ -663,6 +663,27 @@ def test_words_with_blanks_in_a_binary_file_are_refused(
         read(word2vec_binary.Word2VecBinary(uri))
 
 
+@pytest.mark.parametrize("rest", ["age", "ages", "yorker", "AGE", "man man", "caf\u00e9s"])
+def test_one_word_with_a_blank_is_refused_however_long_its_rest(tmp_path: Path, rest: str) -> None:
+    """Values stay whole behind a rest of 4 or 8 bytes with its blank: they are no others."""
+    words = [f"w{i}" for i in range(40)]
+    words[7] = f"new {rest}"
+    uri = saved(tmp_path, "v.bin", as_binary(words, vectors_of(40, 16), b""))
+    with pytest.raises(VectorFileError, match=r"v\.bin, entry \d+: .*blank"):
+        read(word2vec_binary.Word2VecBinary(uri))
+
+
+def test_tiny_values_of_a_binary_file_are_read(tmp_path: Path) -> None:
+    """Of a column that has hardly anything, or of vectors that have decayed."""
+    for tiny in (1.9e-19, 1e-30, 1e-40, *np.frombuffer(b"age red ", "<f4").tolist()):
+        vectors = vectors_of(len(WORDS), 16)
+        vectors[:, 0] = vectors[2] = tiny
+        uri = saved(tmp_path, "v.bin", as_binary(WORDS, vectors, b""))
+        words, found = read(word2vec_binary.Word2VecBinary(uri))
+        assert words == WORDS
+        np.testing.assert_array_equal(found, vectors)
+
+
 def test_control_characters_may_be_in_words_of_a_binary_file(tmp_path: Path) -> None:
     words = ["a\0b", "\x01", "\x85", "\u2028", "\r"]
     for end in (b"\n", b""):

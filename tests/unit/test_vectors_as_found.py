@@ -392,6 +392,12 @@ def test_words_that_look_like_anything_else_are_words(tmp_path: Path) -> None:
         assert read(file)[0] == words
 
 
+def test_words_that_are_numbers_may_begin_a_list(tmp_path: Path) -> None:
+    """As a sorted one does: only words are whole."""
+    uri = saved(tmp_path, "v.txt", b"0 0.5 1.0\n0.5 2.0 -3.0\n00 4.5 6.0\n")
+    assert found_in(uri)[0] == ["0", "0.5", "00"]
+
+
 def test_a_tensor_belongs_to_safetensors_alone(tmp_path: Path) -> None:
     words = saved(tmp_path, "words", b"a\nb\nc\n")
     uri = saved(tmp_path, "v.npy", npy_of(VECTORS))

@@ -26,6 +26,7 @@ from dist_embed.storage.parquet import ParquetError, ParquetReader
 # its size, where rows are alike.
 _ROWS = 64
 _BATCH_BYTES = 2**26
+_READ_AT_ONCE = 2**20
 
 _IS_TEXT = (
     pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view,
@@ -43,7 +44,7 @@ def parquet_pairs(
     """
     wanted = names_alone(name, columns)
     try:
-        reader = ParquetReader(file)
+        reader = ParquetReader(file, at_once=_READ_AT_ONCE)
         reader.check_held(file)
         found = [_found(name, reader.schema, one) for one in wanted]
         tops, read = dict.fromkeys(top for top, _ in found), [path for _, path in found]
