@@ -121,10 +121,12 @@ def test_a_node_that_goes_as_announced_while_workers_start_is_no_failure(
     node = nodes.there[0]
     with training.started("cluster.max_failures=0"):
         training.until(lambda: bool(nodes.workers(node)))
+        for worker in nodes.workers(node):
+            worker.suspend()  # so that it has not begun when the node goes
         assert not training.starts()
         nodes.add()
         nodes.drain(node, 60)
-        time.sleep(3)  # they would not have saved, had they begun
+        time.sleep(3)  # in which the launcher hears of it
         nodes.remove(node)
         said = training.ended()
     assert "s: a node was taken away before the workers had saved" in said
